@@ -1,0 +1,49 @@
+"""Local intrinsic dimension and memorization in generative models, in JAX.
+
+Rooms: `noise`, `denoise`, `analytic` (from a model to a denoiser); `lid` (from a denoiser, or from
+data, to a dimension); `memorization` (from two dimensions to a verdict); `train`, `sample`, `nn`,
+`data`; and `linalg`, `mapping`, the tools they share.  The verbs of every day are here too.
+"""
+
+from mmh_jax import (
+    analytic,
+    data,
+    denoise,
+    lid,
+    linalg,
+    mapping,
+    memorization,
+    nn,
+    noise,
+    sample,
+    train,
+)
+from mmh_jax.lid import flipd, flipd_curve, jacobian_spectrum
+from mmh_jax.mapping import over_points
+from mmh_jax.memorization import verdict
+from mmh_jax.train import load
+from mmh_jax.typing import Denoiser, Estimate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Denoiser",
+    "Estimate",
+    "analytic",
+    "data",
+    "denoise",
+    "flipd",
+    "flipd_curve",
+    "jacobian_spectrum",
+    "lid",
+    "linalg",
+    "load",
+    "mapping",
+    "memorization",
+    "nn",
+    "noise",
+    "over_points",
+    "sample",
+    "train",
+    "verdict",
+]

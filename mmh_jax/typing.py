@@ -1,0 +1,118 @@
+r"""The words the whole package shares: a denoiser, an estimate, and checks at the public boundary.
+
+A **denoiser** answers with the posterior mean of a clean point, given a noisy one,
+
+    D(x; sigma) = E[x0 | x0 + sigma * eps = x],        eps ~ N(0, I),
+
+with `x` and `sigma` both in data units.  Tweedie's formula makes it the score of the smoothed
+density rho_sigma = p * N(0, sigma^2 I):  grad log rho_sigma(x) = (D(x; sigma) - x) / sigma^2.
+Everything in this package that looks at a model looks at it through this one function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+Scalar: TypeAlias = Float[Array, ""]
+Point: TypeAlias = Float[Array, "*shape"]
+Key: TypeAlias = PRNGKeyArray
+Matvec: TypeAlias = Callable[[Array], Array]
+
+__all__ = [
+    "Array",
+    "ArrayLike",
+    "Denoiser",
+    "Estimate",
+    "Key",
+    "Matvec",
+    "Point",
+    "Scalar",
+    "check_key",
+    "check_point",
+]
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A pytree called with one point and one noise level; it returns E[x0 | x].
+
+    `x` is a single example of any shape, `sigma` a scalar; the result has the shape of `x`.
+    A denoiser may carry a static attribute `shape`; the estimators check `x` against it.
+    """
+
+    def __call__(self, x: Array, sigma: ArrayLike, /) -> Array:
+        """E[x0 | x0 + sigma * eps = x]."""
+        ...
+
+
+class Estimate(NamedTuple):
+    """A number and its standard error (0 where the method is deterministic).
+
+    >>> Estimate(value=2.0, stderr=0.1)
+    Estimate(value=2.0, stderr=0.1)
+    """
+
+    value: Any
+    stderr: Any
+
+
+def _is_traced(value: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
+
+
+def check_point(caller: str, denoiser: Any, x: ArrayLike, sigma: ArrayLike) -> tuple[Array, Array]:
+    """Return `(x, sigma)` as floating arrays, or say which of them is wrong and what to do.
+
+    Traced values cannot be looked at, so of an argument of `jit` or `vmap` only shape and dtype are
+    checked.
+
+    Raises:
+        TypeError: if `x` is not of a floating dtype.
+        ValueError: if `x` has not the denoiser's shape, or `sigma` is not positive and finite.
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"`{caller}(x=...)` has dtype {x.dtype}; a point is in real data units. "
+            "Convert it, for example `x.astype(float) / 255`."
+        )
+    shape = getattr(denoiser, "shape", None)
+    if shape is not None and x.shape != tuple(shape):
+        many = x.shape[1:] == tuple(shape)
+        cure = "Did you mean `jax.vmap`?" if many else "Pass one point of that shape."
+        raise ValueError(
+            f"`{caller}(x=...)` has shape {x.shape}; this denoiser takes {tuple(shape)}. {cure}"
+        )
+    if not _is_traced(sigma):  # looked at before JAX does: inside `jit` it would become a tracer
+        values = np.asarray(sigma).astype(x.dtype)
+        if not (np.all(np.isfinite(values)) and np.all(values > 0)):
+            raise ValueError(
+                f"`{caller}(sigma=...)` is {values}; a noise level is a finite positive number "
+                "in data units."
+            )
+    return x, jnp.asarray(sigma, x.dtype)
+
+
+def check_key(caller: str, key: Key | None) -> Key:
+    """Return `key`, or say that this randomised method needs one.
+
+    Raises:
+        TypeError: if `key` is None or not a typed key.
+    """
+    if key is None:
+        raise TypeError(
+            f"`{caller}` is stochastic and needs a key: pass `key=jax.random.key(0)`, "
+            "or choose `trace=linalg.exact()`, which draws nothing."
+        )
+    if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"`{caller}(key=...)` is not a typed key; make one with `jax.random.key(seed)`."
+        )
+    return key
