@@ -1,0 +1,262 @@
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.datasets import load_digits
+from sklearn.neighbors import NearestNeighbors
+
+from mmh_jax.lid import neighbors
+from mmh_jax.lid.neighbors import nearest_neighbors
+
+RNG = np.random.default_rng(0)
+
+
+def brute_force(points, num_neighbors, queries=None):
+    """Every distance by difference in float64; equal distances in the order of their index."""
+    points = np.asarray(points, np.float64).reshape(len(points), -1)
+    among_themselves = queries is None
+    queries = (
+        points if queries is None else np.asarray(queries, np.float64).reshape(len(queries), -1)
+    )
+    distances = np.stack([np.sqrt(((points - query) ** 2).sum(1)) for query in queries])
+    if among_themselves:
+        np.fill_diagonal(distances, np.inf)
+    indices = np.argsort(distances, axis=1, kind="stable")[:, :num_neighbors]
+    return np.take_along_axis(distances, indices, axis=1), indices
+
+
+def duplicated(points, fraction=0.3):
+    num = int(fraction * len(points))
+    points[RNG.choice(len(points), num, replace=False)] = points[:num]
+    return points
+
+
+def clusters(scale):
+    centres = RNG.normal(size=(20, 30))
+    return centres[RNG.integers(0, 20, 600)] + scale * RNG.normal(size=(600, 30))
+
+
+SETS = {
+    "line": RNG.normal(size=(700, 1)),
+    "normal": RNG.normal(size=(600, 30)),
+    "many coordinates": RNG.uniform(size=(600, 12, 12, 3)),
+    "duplicates": duplicated(RNG.normal(size=(600, 30))),
+    "one point 200 times": np.where(np.arange(600)[:, None] < 200, 0.3, RNG.normal(size=(600, 30))),
+    "loose clusters": clusters(1e-2),
+    "tight clusters": clusters(1e-3),
+    "very tight clusters": clusters(1e-5),
+    "close and far from 0": 10 + 1e-4 * RNG.normal(size=(600, 30)),
+    "one outlier": np.where(np.arange(600)[:, None] == 5, 1e5, RNG.normal(size=(600, 30))),
+    "huge": 1e30 * RNG.normal(size=(600, 30)),
+    "tiny": 1e-30 * RNG.normal(size=(600, 30)),
+    "far apart in scale": np.exp(RNG.uniform(-40, 40, size=(600, 1))) * RNG.normal(size=(600, 30)),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_exact_on(name):
+    points = SETS[name].astype(np.float32)
+    found = nearest_neighbors(points, 7, block_size=128)
+    distances, indices = brute_force(points, 7)
+    assert found.distances.dtype == np.float32
+    np.testing.assert_allclose(found.distances, distances, rtol=1e-5)
+    # An index may differ only where float32 cannot tell the distances apart.
+    differ = found.indices != indices
+    flat = points.reshape(len(points), -1).astype(np.float64)
+    rows = np.nonzero(differ)[0]
+    by_index = np.linalg.norm(flat[rows] - flat[found.indices[differ]], axis=1)
+    np.testing.assert_allclose(by_index, distances[differ], rtol=1e-5)
+    assert differ.mean() < 0.005
+    assert not np.any(found.indices == np.arange(len(points))[:, None])
+
+
+@pytest.mark.parametrize("name", ["normal", "duplicates", "line"])
+def test_agrees_with_scikit_learn(name):
+    points = SETS[name].astype(np.float32)
+    queries = np.concatenate([points[:50], points[:100] + np.float32(0.01)])
+    search = NearestNeighbors(n_neighbors=5, algorithm="ball_tree").fit(points.astype(np.float64))
+    np.testing.assert_allclose(
+        nearest_neighbors(points, 5, queries=queries).distances,
+        search.kneighbors(queries.astype(np.float64))[0],
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+        nearest_neighbors(points, 5).distances, search.kneighbors()[0], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_close_pair_far_from_the_origin(dtype):
+    """1e-4 apart at 10: the product formula alone would be off by 1e-6 * 100 / 1e-8."""
+    points = (10 + RNG.normal(size=(300, 8))).astype(dtype)
+    points[1::2] = points[::2] + np.array(1e-4 / 8**0.5, dtype)
+    found = nearest_neighbors(points, 3)
+    distances, indices = brute_force(points, 3)
+    np.testing.assert_array_equal(found.indices[:, 0], indices[:, 0])
+    tolerance = 1e-4 if dtype == np.float32 else 5e-3  # a spread of 1 is rounded to float32
+    np.testing.assert_allclose(found.distances, distances, rtol=tolerance)
+
+
+def test_float64_points_are_centred_before_they_are_rounded():
+    points = 1e6 + RNG.normal(size=(100, 3))
+    np.testing.assert_allclose(
+        nearest_neighbors(points, 4).distances, brute_force(points, 4)[0], rtol=1e-4
+    )
+    queries = points[:7] + 0.1
+    np.testing.assert_allclose(
+        nearest_neighbors(points, 4, queries=queries).distances,
+        brute_force(points, 4, queries)[0],
+        rtol=1e-4,
+    )
+
+
+def test_duplicates_are_neighbours_at_distance_zero():
+    points = np.repeat(RNG.normal(size=(50, 6)), 3, axis=0).astype(np.float32) + 10
+    found = nearest_neighbors(points, 3)
+    np.testing.assert_array_equal(found.distances[:, :2], 0)
+    assert np.all(found.distances[:, 2] > 0.1)
+    assert np.all(found.indices[:, :2] // 3 == np.arange(150)[:, None] // 3)
+    nudged = points.copy()
+    nudged[1] = np.nextafter(points[1], np.float32(np.inf))  # one unit in the last place
+    assert nearest_neighbors(nudged, 1).distances[1, 0] > 0
+
+
+def test_equal_distances_come_in_order_of_index():
+    grid = np.stack(np.meshgrid(*[np.arange(12.0)] * 2), -1).reshape(-1, 2)
+    found = nearest_neighbors(grid, 20, block_size=50)
+    distances, indices = brute_force(grid, 20)
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_array_equal(found.distances, distances.astype(np.float32))
+    copies = nearest_neighbors(np.ones((300, 2)), 40, block_size=64)
+    np.testing.assert_array_equal(copies.indices[100], np.arange(40))
+    np.testing.assert_array_equal(copies.indices[5], np.delete(np.arange(41), 5))
+
+
+@pytest.mark.parametrize("block_size", [1, 37, 64, 5000])
+def test_blocks_do_not_matter(block_size):
+    points = SETS["normal"][:120].astype(np.float32)
+    queries = SETS["normal"][100:220].astype(np.float32)
+    for kind in (None, queries):
+        found = nearest_neighbors(points, 11, queries=kind, block_size=block_size)
+        distances, indices = brute_force(points, 11, kind)
+        np.testing.assert_array_equal(found.indices, indices)
+        np.testing.assert_allclose(found.distances, distances, rtol=1e-5)
+
+
+def test_queries_are_not_excluded_from_the_points():
+    points = SETS["normal"].astype(np.float32)
+    found = nearest_neighbors(points, 1, queries=points[10:20])
+    np.testing.assert_array_equal(found.indices[:, 0], np.arange(10, 20))
+    np.testing.assert_array_equal(found.distances, 0)
+
+
+@pytest.mark.parametrize("num_neighbors", [1, 9])
+def test_all_the_others(num_neighbors):
+    points = RNG.normal(size=(num_neighbors + 1, 2)).astype(np.float32)
+    distances, indices = brute_force(points, num_neighbors)
+    found = nearest_neighbors(points, num_neighbors)
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_allclose(found.distances, distances, rtol=1e-5)
+    every = nearest_neighbors(points, num_neighbors + 1, queries=points)
+    np.testing.assert_array_equal(np.sort(every.indices), [range(num_neighbors + 1)] * len(points))
+
+
+def test_numbers_and_images_are_points():
+    line = np.array([0.0, 1.0, 3.0])
+    np.testing.assert_array_equal(nearest_neighbors(line, 1).indices, [[1], [0], [1]])
+    digits = load_digits().images[:300] / 16
+    distances, _ = brute_force(digits, 5)
+    np.testing.assert_allclose(nearest_neighbors(digits, 5).distances, distances, rtol=1e-5)
+
+
+def test_the_filter_decides_almost_always(monkeypatch):
+    """Searching by difference is the exception: never in a cloud, always in tight clusters."""
+    redone = []
+    by_difference = neighbors._by_difference
+
+    def spy(num_neighbors):
+        find = by_difference(num_neighbors)
+        return lambda space, queries, own: redone.append(len(queries)) or find(space, queries, own)
+
+    monkeypatch.setattr(neighbors, "_by_difference", spy)
+    for name in (
+        "normal",
+        "many coordinates",
+        "duplicates",
+        "close and far from 0",
+        "huge",
+        "tiny",
+    ):
+        nearest_neighbors(SETS[name].astype(np.float32), 7)
+    assert redone == []
+    nearest_neighbors(SETS["one point 200 times"].astype(np.float32), 7)
+    assert redone[0] >= 200
+    nearest_neighbors(SETS["very tight clusters"].astype(np.float32), 7)
+    assert redone[1] > 500
+
+
+def test_never_a_matrix_of_all_distances(monkeypatch):
+    """Beside the points there are blocks in memory, not rows of distances to all points."""
+    monkeypatch.setattr(
+        neighbors, "over_points", lambda find, in_axes, **_: jax.vmap(find, in_axes)
+    )
+    for num_points in (20_000, 80_000):
+        points = np.zeros((num_points, 2), np.float32)
+        queries, space = neighbors._prepare(points, points, 256)
+        for find in (
+            neighbors._by_filter.__wrapped__(5, 21, False, 256, None),
+            neighbors._by_difference.__wrapped__(5),
+        ):
+            program = jax.jit(find).lower(space, queries[:256], np.arange(256)).compile()
+            assert program.memory_analysis().temp_size_in_bytes < 12 * 256 * 256 * 4
+
+
+def test_progress():
+    calls = []
+    nearest_neighbors(
+        SETS["normal"], 3, block_size=250, progress=lambda done, total: calls.append((done, total))
+    )
+    assert calls == [(250, 600), (500, 600), (600, 600)]
+
+
+def test_64_bit_mode():
+    points = SETS["normal"][:100]
+    with jax.enable_x64(True):
+        found = nearest_neighbors(points, 3)
+    assert found.distances.dtype == np.float64
+    np.testing.assert_allclose(found.distances, brute_force(points, 3)[0], rtol=1e-13)
+
+
+coordinates = st.sampled_from([0.0, 1.0, -1.0, 3.0, 1e-6, 1e6]) | st.floats(-2, 2, width=32)
+
+
+@settings(deadline=None, max_examples=40)
+@given(hnp.arrays(np.float32, (20, 2), elements=coordinates))
+def test_exact_on_anything(points):
+    found = nearest_neighbors(points, 3, block_size=8)
+    np.testing.assert_allclose(found.distances, brute_force(points, 3)[0], rtol=1e-5)
+
+
+def test_errors_name_argument_fault_and_cure():
+    points = np.ones((5, 2))
+    for num_neighbors, words in ((5, "exceeds the 4"), (0, "at least 1"), (2.0, "integer")):
+        with pytest.raises(ValueError, match=f"num_neighbors={num_neighbors}.*{words}"):
+            nearest_neighbors(points, num_neighbors)
+    with pytest.raises(ValueError, match="exceeds the 5"):
+        nearest_neighbors(points, 6, queries=points)
+    with pytest.raises(ValueError, match="block_size=0"):
+        nearest_neighbors(points, 1, block_size=0)
+    with pytest.raises(TypeError, match=r"points=.*int64.*astype"):
+        nearest_neighbors(points.astype(np.int64), 1)
+    with pytest.raises(TypeError, match=r"queries=.*uint8"):
+        nearest_neighbors(points, 1, queries=points.astype(np.uint8))
+    with pytest.raises(ValueError, match=r"\(3,\).*\(2,\)"):
+        nearest_neighbors(points, 1, queries=np.ones((4, 3)))
+    with pytest.raises(ValueError, match=r"queries=.*shape \(0, 2\)"):
+        nearest_neighbors(points, 1, queries=np.ones((0, 2)))
+    points[3, 1] = np.nan
+    points[4, 0] = np.inf
+    with pytest.raises(ValueError, match=r"points=.*2 of 5 rows, row 3 the first; remove"):
+        nearest_neighbors(points, 1)

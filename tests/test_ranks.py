@@ -1,0 +1,116 @@
+"""Spectra of denoisers, and the rules that count in them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmh_jax import lid
+
+
+@pytest.fixture
+def plane(x64):
+    """A denoiser of a 3-dimensional Gaussian in R^10, scales .5 to 2, and a point of it."""
+    rng = np.random.default_rng(0)
+    basis = jnp.asarray(np.linalg.qr(rng.normal(size=(10, 3)))[0])
+    variances = jnp.array([0.25, 1.0, 4.0])
+
+    def denoiser(x, sigma):
+        return basis @ (variances / (variances + sigma**2) * (basis.T @ x))
+
+    return denoiser, basis @ jnp.array([0.1, -0.5, 1.0]), variances
+
+
+def test_jacobian_spectrum_is_the_shrinkage_of_each_direction(plane):
+    denoiser, x, variances = plane
+    spectrum = lid.jacobian_spectrum(denoiser, x, 0.3)
+    expected = jnp.sort(variances / (variances + 0.09))[::-1]
+    np.testing.assert_allclose(spectrum.eigenvalues[:3], expected, rtol=1e-10)
+    np.testing.assert_allclose(spectrum.eigenvalues[3:], 0, atol=1e-12)
+    flipd = lid.flipd(denoiser, x, 0.3).value
+    np.testing.assert_allclose(spectrum.flipd, flipd, rtol=1e-10)
+    np.testing.assert_allclose(spectrum.projected_flipd, flipd, rtol=1e-10)
+
+
+def test_projected_flipd_drops_negative_eigenvalues():
+    spectrum = lid.Spectrum(jnp.array([[1.0, 0.5, -0.25]]), jnp.array([0.5]))
+    np.testing.assert_allclose(spectrum.flipd, [1.75])
+    np.testing.assert_allclose(spectrum.projected_flipd, [2.0])
+
+
+def test_all_rules_find_the_dimension(plane):
+    denoiser, x, _ = plane
+    values = lid.jacobian_spectrum(denoiser, x, 0.05).eigenvalues
+    assert lid.rank_by_threshold(values) == 3
+    assert lid.rank_by_gap(values) == 3
+    assert lid.rank_by_gap(values, ceiling=1.0) == 3
+    np.testing.assert_allclose(lid.soft_rank(values), 3, atol=0.02)
+
+
+def test_normal_bundle_counts_normals(plane):
+    denoiser, x, _ = plane
+    values = lid.normal_bundle_spectrum(denoiser, x, 0.05, key=jax.random.key(0))
+    assert values.shape == (10,)
+    assert 10 - lid.rank_by_gap(values) == 3
+    assert 10 - lid.rank_by_threshold(values) == 3
+    # Singular values of a (40, 7) Gaussian matrix over sqrt(40): Marchenko-Pastur's edges.
+    edge = np.sqrt(7 / 40)
+    assert 1 - edge - 0.15 < values[6]
+    assert values[0] < 1 + edge + 0.15
+
+
+def test_gap_is_a_ratio_with_a_floor():
+    # The absolute gap is largest after the first value; the ratio after the third.
+    assert lid.rank_by_gap(jnp.array([10.0, 3.0, 2.0, 0.2])) == 3
+    # Ratios inside the noise below the floor do not count.
+    assert lid.rank_by_gap(jnp.array([1.0, 0.8, 1e-3, 1e-9])) == 2
+    # No fall at all: full rank.
+    assert lid.rank_by_gap(jnp.array([1.0, 0.9, 0.8])) == 3
+    # Nothing near the ceiling: rank 0.
+    assert lid.rank_by_gap(jnp.array([0.02, 0.015, 0.0]), ceiling=1.0) == 0
+    # Negative values, above-ceiling values and batches.
+    batch = jnp.array([[1.2, 0.9, -0.3], [0.5, 0.001, -0.2]])
+    np.testing.assert_array_equal(lid.rank_by_gap(batch, ceiling=1.0), [2, 1])
+
+
+def test_soft_rank_is_smooth_and_near_the_count():
+    values = jnp.array([1.0, 0.95, 0.02, 0.0])
+    np.testing.assert_allclose(lid.soft_rank(values), 2, atol=0.02)
+    gradient = jax.grad(lid.soft_rank)(values)
+    assert jnp.all(jnp.isfinite(gradient))
+    # At |1 - l| = width an eigenvalue counts one half.
+    np.testing.assert_allclose(lid.soft_rank(jnp.array([0.7]), width=0.3), 0.5, rtol=1e-6)
+
+
+def test_normal_bundle_refuses_too_few_samples(plane):
+    denoiser, x, _ = plane
+    with pytest.raises(ValueError, match="at least the dimension"):
+        lid.normal_bundle_spectrum(denoiser, x, 0.05, key=jax.random.key(0), num_samples=9)
+    with pytest.raises(TypeError, match="needs a key"):
+        lid.normal_bundle_spectrum(denoiser, x, 0.05, key=None)
+
+
+def test_scale_is_where_the_curve_is_flat():
+    sigmas = np.geomspace(1e-3, 1, 13)
+    true = np.array([[2.0], [5.0]])
+    curves = true * (1 - sigmas**2) + 0.1 * (1e-3 / sigmas) ** 2 * true
+    index = lid.choose_scale(sigmas, curves)
+    slope = lid.relative_slope(sigmas, curves)
+    assert index == np.argmin(slope)
+    # F = d (1 - s^2 + c/s^2): the slope vanishes where s^4 = c... here s = (1e-7)^(1/4) = .018.
+    assert 0.009 < sigmas[index] < 0.036
+    np.testing.assert_allclose(curves[:, index], true[:, 0], rtol=1e-2)
+
+
+def test_scale_never_at_the_ends_and_never_on_rubbish():
+    sigmas = np.array([0.1, 0.2, 0.4, 0.8])
+    flat_at_the_end = np.array([[1.0, 2.0, 2.5, 2.5]])
+    assert lid.choose_scale(sigmas, flat_at_the_end) == 2
+    broken = np.array([[1.0, np.nan, 2.0, 2.0, 2.0]])
+    assert lid.choose_scale(np.geomspace(0.1, 1, 5), broken) == 3
+    with pytest.raises(ValueError, match="positive mean"):
+        lid.choose_scale(sigmas, -np.ones((2, 4)))
+    with pytest.raises(ValueError, match="increasing"):
+        lid.choose_scale(sigmas[::-1], np.ones((2, 4)))
+    with pytest.raises(ValueError, match="at least 3"):
+        lid.choose_scale(sigmas[:2], np.ones((2, 2)))
