@@ -1,0 +1,89 @@
+r"""The denoising loss, and how noise levels are drawn.
+
+    L = E_{x0, eps, sigma} w(sigma) |D(x0 + sigma eps; sigma) - x0|^2 / D
+
+with Karras' weight w = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (2206.00364, table 1), which
+gives the raw network of an EDM-preconditioned denoiser a target of unit variance at every level.
+Its minimiser over all functions is the exact denoiser of the data, whatever the weight and the law
+of sigma; these decide where a finite network is good.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from mmh_jax.typing import Array, ArrayLike, Denoiser, Key
+
+__all__ = ["NoiseLevels", "denoising_loss", "edm_weight", "log_normal", "log_uniform"]
+
+
+class NoiseLevels(Protocol):
+    """A law of noise levels."""
+
+    def __call__(self, num: int, *, key: Key) -> Array:
+        """`num` noise levels."""
+        ...
+
+
+def _stratified(num: int, key: Key) -> Array:
+    """`num` uniforms on (0, 1), one in each of `num` equal strata: each is uniform by itself, and
+    their mean has far less variance than that of independent ones."""
+    offset = jax.random.uniform(key, (num,), minval=jnp.finfo(float).eps)
+    return (jnp.arange(num) + offset) / num
+
+
+@dataclasses.dataclass(frozen=True)
+class log_uniform:  # noqa: N801 (a strategy value, read as a verb)
+    """log sigma uniform between the logarithms of two noise levels; stratified over a batch."""
+
+    low: float
+    high: float
+
+    def __call__(self, num: int, *, key: Key) -> Array:
+        """`num` noise levels."""
+        uniform = _stratified(num, key)
+        return jnp.exp(jnp.log(self.low) + uniform * jnp.log(self.high / self.low))
+
+
+@dataclasses.dataclass(frozen=True)
+class log_normal:  # noqa: N801
+    """log sigma normal (Karras et al. 2022: mean -1.2, std 1.2); stratified over a batch."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __call__(self, num: int, *, key: Key) -> Array:
+        """`num` noise levels."""
+        normal = jax.scipy.special.ndtri(_stratified(num, key))
+        return jnp.exp(self.mean + self.std * normal)
+
+
+def edm_weight(sigma: ArrayLike, sigma_data: float) -> Array:
+    """w(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.
+
+    >>> edm_weight(1.0, 1.0)
+    Array(2., dtype=float32, weak_type=True)
+    """
+    sigma = jnp.asarray(sigma)
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+def denoising_loss(
+    denoiser: Denoiser | Any, x0: Array, sigma: Array, sigma_data: float, *, key: Key
+) -> Array:
+    """The weighted squared error of one noisy copy of one clean point, averaged over coordinates.
+
+    Args:
+        denoiser: the model.
+        x0: a clean point.
+        sigma: the noise level.
+        sigma_data: the standard deviation of the data, for the weight.
+        key: draws the noise.
+    """
+    noise = jax.random.normal(key, x0.shape, x0.dtype)
+    error = denoiser(x0 + sigma * noise, sigma) - x0
+    return edm_weight(sigma, sigma_data) * jnp.mean(error**2)

@@ -1,0 +1,196 @@
+"""The loss, the loop, and that a run cut off ends like one that was not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mmh_jax import denoise, nn, train
+from mmh_jax.train.loop import _batches
+
+CONFIG = train.TrainConfig(num_steps=60, batch_size=32, steps_per_round=10, ema_half_life=10.0)
+
+
+def untrained(seed=0, **options):
+    network = nn.ResidualMLP((2,), width=32, depth=1, rngs=nnx.Rngs(seed), **options)
+    apply, params = nn.split(network)
+    return denoise.precondition(apply, params, sigma_data=1.0, shape=(2,))
+
+
+def circle(num=100):
+    angles = np.random.default_rng(0).uniform(0, 2 * np.pi, num)
+    return np.sqrt(2) * np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+
+
+def last(iterator):
+    for metrics in iterator:
+        result = metrics
+    return result
+
+
+def test_noise_levels_follow_their_law():
+    key = jax.random.key(0)
+    levels = jnp.sort(train.log_uniform(0.01, 10.0)(1000, key=key))
+    # Stratified: the empirical distribution function is within one stratum of the true one.
+    uniform = jnp.log(levels / 0.01) / jnp.log(1000.0)
+    assert jnp.max(jnp.abs(uniform - (jnp.arange(1000) + 0.5) / 1000)) <= 0.51 / 1000
+    logs = jnp.log(train.log_normal(-1.2, 0.7)(4000, key=key))
+    np.testing.assert_allclose([logs.mean(), logs.std()], [-1.2, 0.7], atol=0.01)
+
+
+def test_loss_of_a_known_denoiser(x64):
+    # D = 0 errs by x0; D = x errs by sigma eps.
+    x0, sigma = jnp.array([3.0, 4.0]), jnp.asarray(0.5)
+    weight = (0.25 + 4.0) / (0.5 * 2.0) ** 2
+    assert train.edm_weight(0.5, 2.0) == weight
+    keys = jax.random.split(jax.random.key(0), 20_000)
+
+    def loss(denoiser):
+        one = jax.vmap(lambda key: train.denoising_loss(denoiser, x0, sigma, 2.0, key=key))
+        return one(keys)
+
+    np.testing.assert_allclose(loss(lambda x, s: 0 * x), weight * 12.5, rtol=1e-12)
+    errors = loss(lambda x, s: x)
+    stderr = errors.std() / np.sqrt(errors.size)
+    assert abs(errors.mean() - weight * 0.25) < 4 * stderr
+
+
+@pytest.mark.parametrize("num_points", [7, 32, 100])
+def test_an_epoch_visits_every_point_equally(num_points):
+    indices = _batches(num_points, CONFIG, jax.random.key(0))
+    assert indices.shape == (CONFIG.steps_per_epoch(num_points), 32)
+    counts = np.bincount(np.asarray(indices).reshape(-1), minlength=num_points)
+    assert counts.max() - counts.min() <= 1
+    other = _batches(num_points, CONFIG, jax.random.key(1))
+    assert not np.array_equal(indices, other)
+
+
+def test_training_learns_the_circle():
+    config = dataclasses.replace(
+        CONFIG, num_steps=600, batch_size=128, steps_per_round=200, learning_rate=4e-3
+    )
+    points, key = circle(), jax.random.key(0)
+    losses = []
+    for metrics in train.fit(untrained(), points, config, key=key):
+        losses.append(metrics.loss)
+    state = metrics.state
+    assert losses[-1] < 0.92 * losses[0]
+    model = untrained().replace(params=state.ema)
+    noisy = jnp.array([2.0, 0.0])
+    # The exact denoiser pulls a point at radius 2 back to the circle, of radius sqrt 2.
+    assert abs(jnp.linalg.norm(model(noisy, 0.2)) - 2**0.5) < 0.25
+
+
+def test_a_run_continued_is_a_run_not_interrupted():
+    points, key = circle(), jax.random.key(3)
+    whole = last(train.fit(untrained(), points, CONFIG, key=key)).state
+    iterator = train.fit(untrained(), points, CONFIG, key=key)
+    next(iterator)
+    half = jax.tree.map(jnp.array, next(iterator).state)
+    resumed = last(train.fit(untrained(), points, CONFIG, key=key, state=half)).state
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(whole.step) == CONFIG.num_epochs(100) * CONFIG.steps_per_epoch(100)
+
+
+def test_ema_is_the_documented_average(x64):
+    points = circle()
+    config = dataclasses.replace(CONFIG, num_steps=6, steps_per_round=1)
+    model = untrained()
+    average = jax.tree.map(np.asarray, model.params)
+    for metrics in train.fit(model, points, config, key=jax.random.key(0)):
+        # One round is one epoch of 3 steps here; follow it only when it is one step.
+        assert metrics.step % 3 == 0
+    assert jax.tree.structure(metrics.state.ema) == jax.tree.structure(average)
+    one = dataclasses.replace(config, num_steps=1, batch_size=100)
+    start = jax.tree.map(np.array, model.params)
+    state = last(train.fit(model, points, one, key=jax.random.key(0))).state
+    rate = min(1 - 0.5 ** (1 / one.ema_half_life), 9 / 10)
+    for a, b, c in zip(*map(jax.tree.leaves, (start, state.params, state.ema)), strict=True):
+        np.testing.assert_allclose(c, a + rate * (b - a), rtol=1e-5, atol=1e-7)
+
+
+def test_frozen_features_do_not_move():
+    model = untrained(num_frequencies=4)
+    start = np.array(model.params["directions"][...])
+    state = last(train.fit(model, circle(), CONFIG, key=jax.random.key(0))).state
+    np.testing.assert_array_equal(state.params["directions"][...], start)
+    moved = np.asarray(state.params["enter"]["kernel"][...])
+    assert not np.array_equal(moved, np.asarray(model.params["enter"]["kernel"][...]))
+
+
+def test_checkpoints_round_trip_and_refuse_another_run(tmp_path):
+    points, key = circle(), jax.random.key(3)
+    model = untrained()
+    fingerprint = train.run_fingerprint(points, CONFIG, seed=0)
+    iterator = train.fit(model, points, CONFIG, key=key)
+    with train.Checkpoints(tmp_path / "c", fingerprint) as checkpoints:
+        assert checkpoints.latest(train.init_state(model, CONFIG)) is None
+        state = next(iterator).state
+        checkpoints.save(state)
+        checkpoints.save(state)
+        expected = jax.tree.map(np.array, state)
+    with train.Checkpoints(tmp_path / "c", fingerprint) as checkpoints:
+        restored = checkpoints.latest(train.init_state(model, CONFIG))
+    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(restored), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
+    other = train.run_fingerprint(points + 1, CONFIG, seed=0)
+    assert other != fingerprint
+    with (
+        train.Checkpoints(tmp_path / "c", other) as checkpoints,
+        pytest.raises(ValueError, match="other data or settings"),
+    ):
+        checkpoints.latest(train.init_state(model, CONFIG))
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r"shape \(3,\).*takes \(2,\)"):
+        next(train.fit(untrained(), np.zeros((5, 3)), CONFIG, key=jax.random.key(0)))
+    with pytest.raises(ValueError, match="batch_size=0"):
+        train.TrainConfig(batch_size=0)
+    with pytest.raises(FloatingPointError, match="learning rate"):
+        last(train.fit(untrained(), np.full((5, 2), np.nan), CONFIG, key=jax.random.key(0)))
+    with pytest.raises(ValueError, match="constant"):
+        train.normalisation(np.ones((4, 2), np.float32))
+
+
+def test_normalisation_is_isotropic():
+    points = np.random.default_rng(0).normal(size=(1000, 3)) * [1, 2, 3] + [5, 0, -5]
+    shift, scale = train.normalisation(points)
+    normalised = (points - shift) / scale
+    np.testing.assert_allclose(normalised.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(np.mean(normalised**2), 1, rtol=1e-6)
+    np.testing.assert_allclose(points.std(0) / normalised.std(0), scale, rtol=1e-5)
+
+
+def test_recipe_trains_saves_resumes_and_loads(tmp_path):
+    recipe = train.Recipe(width=16, depth=1, num_steps=40, batch_size=32)
+    points = circle() * 3 + 1
+    seen = []
+
+    def killed(step, total, loss):
+        seen.append(step)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    quick = dataclasses.replace(recipe, num_steps=1000)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_model(points, quick, tmp_path / "a", seed=0, save_every=0.0, progress=killed)
+    resumed_from = []
+    a = train.train_model(
+        points, quick, tmp_path / "a", seed=0, progress=lambda s, *_: resumed_from.append(s)
+    )
+    assert resumed_from[0] == seen[0] + seen[0]
+    b = train.train_model(points, quick, tmp_path / "b", seed=0)
+    x = jnp.array([1.0, 2.0])
+    np.testing.assert_array_equal(a(x, 0.3), b(x, 0.3))
+    np.testing.assert_array_equal(train.load(tmp_path / "a")(x, 0.3), a(x, 0.3))
+    again = train.train_model(points, quick, tmp_path / "a", seed=0)
+    np.testing.assert_array_equal(again(x, 0.3), a(x, 0.3))
+    with pytest.raises(ValueError, match="another run"):
+        train.train_model(points, quick, tmp_path / "a", seed=1)
