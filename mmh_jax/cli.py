@@ -1,0 +1,287 @@
+"""The command line, `mmh-jax`: train a model, measure its dimensions, audit a data set.
+
+Results go to files, one summary to stdout; progress and errors to stderr.  Exit codes: 0 done, 2 an
+error that the message explains, 130 interrupted.  What only a command needs is imported in it, so
+that `mmh-jax --help` is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import math
+import os
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich import progress as bars
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+__all__ = ["Audit", "Lid", "Train", "main"]
+
+Source = Annotated[str, tyro.conf.Positional]
+PresetName = Annotated[str, tyro.conf.arg(metavar="{smoke,cpu,accelerator}")]
+Method = Literal["flipd", "projected", "rank"]
+
+_STAGES = {
+    "model": "training",
+    "lid_star": "LID_* of the data",
+    "sigma": "choosing sigma",
+    "lid_theta": "LID_theta of the model",
+    "figure": "figure",
+}
+_CURES = {
+    errno.ENOSPC: "; free some space, then run the same command again",
+    errno.EDQUOT: "; free some space, then run the same command again",
+    errno.EROFS: "; choose another output",
+    errno.EACCES: "; choose another output, or change its permissions",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a score model on a data set and save it as a folder.
+
+    Interrupted or killed, it continues when the same command is run again.
+
+    Attributes:
+        source: `digits`, a .npy or .npz file, an idx file, or a folder of images.
+        out: The folder for the model: config.json and params.safetensors.
+        preset: Sizes of network and training: a minute, some minutes, or hours on an accelerator.
+        seed: Of weights, order and noise.
+        num_steps: Optimiser steps; by default the preset's.
+        overwrite: Replace a finished model in the folder.
+    """
+
+    source: Source
+    out: Path
+    preset: PresetName = "cpu"
+    seed: int = 0
+    num_steps: int | None = None
+    overwrite: bool = False
+
+    def run(self, command: str) -> None:
+        """Train, save, and print where the model is."""
+        report = _library()
+        start = time.monotonic()
+        with _progress() as progress:
+            report.train_model(**dataclasses.asdict(self), progress=progress)
+        rows = {"seconds": f"{time.monotonic() - start:.0f}", "model": self.out}
+        _print_table(f"model of {self.source}", rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lid:
+    """Measure the local intrinsic dimension of a saved model at the points of a data set.
+
+    Writes one row for each point: its index, label if there is one, a column for each method, and
+    the residual |x - D(x)|^2 / sigma^2, which is large where x is off the model's manifold.
+
+    Attributes:
+        model: The folder of a model, as `mmh-jax train` writes it.
+        source: `digits`, a .npy or .npz file, an idx file, or a folder of images.
+        out: The CSV file to write.
+        sigma: Noise level in data units; `auto` takes the one where LID_theta depends least on it.
+        method: One or more of: flipd, the trace of the denoiser's Jacobian plus the residual;
+            projected, the same without negative eigenvalues; rank, the eigenvalues above one half.
+        num_points: Measure at so many points, chosen at random; by default at all.
+        seed: Of this choice, and of the points at which sigma is chosen.
+        overwrite: Replace the file.
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    source: Source
+    out: Path
+    sigma: Literal["auto"] | float = "auto"
+    method: tuple[Method, ...] = ("projected",)
+    num_points: int | None = None
+    seed: int = 0
+    overwrite: bool = False
+
+    def run(self, command: str) -> None:
+        """Measure, write the file, and print medians."""
+        report = _library()
+        start = time.monotonic()
+        with _progress() as progress:
+            sigma, columns = report.lid_theta(
+                self.model,
+                self.source,
+                self.out,
+                sigma=None if self.sigma == "auto" else self.sigma,
+                methods=self.method,
+                num_points=self.num_points,
+                seed=self.seed,
+                overwrite=self.overwrite,
+                progress=progress,
+            )
+        rows = {f"median LID_theta, {name}": _median(columns[name]) for name in self.method}
+        rows |= {"points": len(columns["index"]), "sigma": f"{sigma:.4g}"}
+        rows |= {"seconds": f"{time.monotonic() - start:.0f}", "file": self.out}
+        _print_table(f"{self.model} at {self.source}", rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """Audit a data set for memorization: train or load a model, and compare dimensions.
+
+    At each point LID_theta, of the model, is compared with LID_*, of the data.  OD-Mem: the model
+    has lost dimensions there; DD-Mem: the data have almost none themselves.  Writes summary.json,
+    points.csv and lid.png, and the model if it was trained.  Interrupted or killed, it continues
+    when the same command is run again.
+
+    Attributes:
+        source: `digits`, a .npy or .npz file, an idx file, or a folder of images.
+        out: The folder for the report.
+        model: The folder of a saved model of this data; by default one is trained.
+        preset: How much work: training, and at most 128, 2,000 or 10,000 points.  Time grows with
+            the cube of the number of coordinates of a point.
+        seed: Of the training and of the choice of points.
+        num_points: Measure at so many points, chosen at random; by default as many as the preset
+            says.  The training always uses all.
+        num_neighbors: Nearest neighbours for LID_*, at least 4.
+        overwrite: Replace an audit in the folder.
+    """
+
+    source: Source
+    out: Path
+    model: Path | None = None
+    preset: PresetName = "cpu"
+    seed: int = 0
+    num_points: int | None = None
+    num_neighbors: int = 20
+    overwrite: bool = False
+
+    def run(self, command: str) -> None:
+        """Run the audit and print its summary."""
+        report = _library()
+        start = time.monotonic()
+        with _progress() as progress:
+            summary = report.audit(**dataclasses.asdict(self), command=command, progress=progress)
+        rows = {
+            "median LID_theta": f"{summary['lid_theta']['0.5']:.2f}",
+            "median LID_*": f"{summary['lid_star']['0.5']:.2f}",
+            **{title: count for title, count in summary["verdicts"].items() if count},
+            "sigma": f"{summary['sigma']:.4g}",
+            "seconds": f"{time.monotonic() - start:.0f}",
+            "report": self.out,
+        }
+        _print_table(f"audit of {self.source}, {summary['num_points']} points", rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code.
+
+    Args:
+        argv: the arguments; by default those of the process, which an interrupt then ends here.
+    """
+    is_process, argv = argv is None, sys.argv[1:] if argv is None else list(argv)
+    commands = {"train": Train, "lid": Lid, "audit": Audit}
+    try:
+        command = tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="mmh-jax",
+            description="Local intrinsic dimension and memorization in generative models.",
+            args=argv,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        command.run(shlex.join(["mmh-jax", *argv]))
+    except SystemExit as end:  # from the parser: 0 after --help, 2 for a usage error
+        return end.code if isinstance(end.code, int) else 2
+    except KeyboardInterrupt:
+        _print_error("interrupted; run the same command again to continue")
+        if is_process:
+            # XLA's threads may still compute; Python's own way out would crash beneath them.
+            sys.stdout.flush()
+            os._exit(130)
+        return 130
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
+        if not _is_explained(error):
+            raise
+        _print_error(f"[bold red]error:[/] {escape(_one_line(error))}")
+        return 2
+    return 0
+
+
+def _library() -> Any:
+    """`mmh_jax.report`, imported only once a command needs it."""
+    from mmh_jax import report
+
+    # Orbax logs, with a traceback, the errors that it also raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    return report
+
+
+def _is_explained(error: Exception) -> bool:
+    """Whether the message is meant for the user: a fault of the system, or raised by this package.
+
+    A TypeError or ValueError that arose inside another package is a defect of this one: its
+    traceback must be seen.
+    """
+    if isinstance(error, OSError | ImportError):
+        return True
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(raised_in).is_relative_to(Path(__file__).parent)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{error.filename}: " if error.filename else ""
+        text = name + error.strerror + _CURES.get(error.errno or 0, "")
+    return " ".join(text.split())
+
+
+def _print_error(markup: str) -> None:
+    Console(stderr=True).print(markup, soft_wrap=True, highlight=False)
+
+
+def _print_table(title: str, rows: dict[str, Any]) -> None:
+    table = Table(title=escape(title), title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(escape(name), escape(str(value)))
+    Console().print(table)
+
+
+def _median(values: Any) -> str:
+    finite = sorted(value for value in map(float, values) if math.isfinite(value))
+    return f"{finite[len(finite) // 2]:.2f}" if finite else "none is finite"
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int, str], None]]:
+    """Bars on stderr, one for each stage; `report(stage, done, total, note)` moves them."""
+    display = bars.Progress(
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(bar_width=24),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("ETA"),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("[dim]{task.fields[note]}"),
+        console=Console(stderr=True),
+    )
+    tasks: dict[str, bars.TaskID] = {}
+
+    def report(stage: str, done: int, total: int, note: str = "") -> None:
+        display.start()  # not before there is something to show: an error is then one line
+        if stage not in tasks:
+            tasks[stage] = display.add_task(_STAGES.get(stage, stage), total=None, note="")
+        display.update(tasks[stage], completed=done, total=total or None, note=note)
+
+    try:
+        yield report
+    finally:
+        if tasks:
+            display.stop()

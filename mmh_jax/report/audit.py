@@ -1,0 +1,215 @@
+r"""The audit of a data set: train or load a model, measure both dimensions, judge every point.
+
+    source -> points -> model -> LID_*       nearest neighbours in the data, maximum likelihood
+                              -> sigma       where LID_theta depends least on it
+                              -> LID_theta   projected FLIPD at sigma and its two neighbours
+                              -> verdicts    memorization.verdict
+                              -> points.csv, lid.png, summary.json
+
+Partial results are kept in `out/.work`, so that a run which is killed continues there; the same
+seed gives the same `points.csv` byte for byte, whether or not the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mmh_jax import memorization, train
+from mmh_jax.data import sources
+from mmh_jax.lid.mle import mle
+from mmh_jax.lid.neighbors import nearest_neighbors
+from mmh_jax.report import measure, output
+from mmh_jax.report.files import hash_of, replacing, write_csv, write_json
+from mmh_jax.report.model import load_model
+from mmh_jax.report.stages import Progress, Stages, check_count, check_seed, find_preset
+from mmh_jax.report.summary import columns_of, summary_of
+from mmh_jax.typing import Estimate
+
+__all__ = ["audit"]
+
+Model = tuple[Any, train.ModelConfig]
+
+
+def audit(
+    source: str | Path,
+    out: str | Path,
+    *,
+    seed: int,
+    model: str | Path | None = None,
+    preset: str = "cpu",
+    num_points: int | None = None,
+    num_neighbors: int = 20,
+    overwrite: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Audit a data set for memorization, and write the report into a folder.
+
+    Args:
+        source: what `data.sources.load` reads.
+        out: the folder to write; an unfinished audit of the same settings there is continued.
+        seed: of the training and of the choice of points.
+        model: a saved model to audit, or None to train one.
+        preset: the amount of work, a key of `PRESETS`.
+        num_points: at how many points to measure, by default the preset's number at most.  The
+            training and the neighbours always use all.
+        num_neighbors: for LID_*.
+        overwrite: whether an audit in the folder may be replaced.
+        command: kept in the summary.
+        progress: called as `progress(stage, done, total, note)`.
+
+    Returns:
+        The content of `summary.json`.
+
+    Cost: the training; D JVPs and a D x D eigenproblem for each of 15 noise levels at 128 points
+    and for each of 3 at the others; the distances from these to all the data.
+
+    Raises:
+        ValueError: for settings, a source, a model or a folder that cannot be used; before
+            anything is written.
+        OSError: if the folder cannot be written.
+        ImportError: if matplotlib is missing.
+    """
+    out, max_points = Path(out), find_preset(preset).max_points
+    check_count("--num-points", num_points)
+    check_count("--num-neighbors", num_neighbors, least=4)
+    check_seed(seed)
+    _check_matplotlib()
+    if model is not None and Path(model).resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"the model {model} lies in the output {out}; choose another output.")
+    output.check_output(out, output.AUDIT, overwrite=overwrite)
+    data = sources.load(source)
+    _check_neighbors(source, len(data.points), num_neighbors)
+    given = None if model is None else load_model(model, data.points.shape[1:])
+    settings = {
+        "source": str(source),
+        "data": hash_of(data.points),
+        "model": None if model is None else hash_of(Path(model) / "params.safetensors"),
+        "preset": preset,
+        "seed": seed,
+        "num_points": min(num_points or max_points, len(data.points)),
+        "num_neighbors": num_neighbors,
+    }
+    work = output.claim(out, output.AUDIT, settings, overwrite=overwrite)
+    run = _Run(data, out, work, settings, Stages(progress))
+    columns, levels = run.all_stages(given)
+    summary = {"format": output.AUDIT.format} | summary_of(
+        columns, settings=settings, command=command, sigmas=levels, timings=run.stages.timings
+    )
+    write_json(out / "summary.json", summary)
+    shutil.rmtree(work, ignore_errors=True)
+    return summary
+
+
+def _check_matplotlib() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError(
+            "the audit draws a figure and needs matplotlib: pip install 'mmh-jax[plot]'"
+        )
+
+
+def _check_neighbors(source: str | Path, num_points: int, num_neighbors: int) -> None:
+    if num_points <= num_neighbors:
+        raise ValueError(
+            f"{source} has {num_points} points, too few for {num_neighbors} neighbours of each; "
+            "lower --num-neighbors."
+        )
+
+
+class _Run(NamedTuple):
+    """One audit, after all checks."""
+
+    data: sources.Source
+    out: Path
+    work: Path
+    settings: dict[str, Any]
+    stages: Stages
+
+    def all_stages(self, given: Model | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Write all but the summary; return the columns of `points.csv`, and the noise levels."""
+        model = self.train() if given is None else given
+        num_points, seed = self.settings["num_points"], self.settings["seed"]
+        index = measure.random_subset(len(self.data.points), num_points, seed=seed)
+        lid_star, nearest = self.lid_star(index)
+        levels, measured = self.lid_theta(model, index)
+        verdicts = memorization.verdict(measured.lid, lid_star)
+        columns = columns_of(index, self.data.labels, measured, lid_star, verdicts, nearest)
+        write_csv(self.out / "points.csv", columns)
+        with self.stages("figure"):
+            self.draw(index, measured.lid, lid_star, verdicts)
+        return columns, levels
+
+    def train(self) -> Model:
+        """The model of `out/model`, trained if it is not there yet."""
+        preset = find_preset(self.settings["preset"])
+        with self.stages("model") as report:
+            train.train_model(
+                self.data.points,
+                preset.recipe,
+                self.out / "model",
+                seed=self.settings["seed"],
+                work=self.work / "checkpoints",
+                save_every=preset.save_every,
+                progress=lambda step, total, loss: report(step, total, f"loss {loss:.3f}"),
+                about={"source": self.data.name},
+            )
+            # Read back, so that a run that found the model finished computes with the same arrays
+            # as the one that trained it.
+            return load_model(self.out / "model", self.data.points.shape[1:])
+
+    def lid_star(self, index: np.ndarray) -> tuple[Estimate, tuple[np.ndarray, np.ndarray]]:
+        """LID_* at the points of `index`; the index of their nearest other point, its distance."""
+        points, num_neighbors = self.data.points, self.settings["num_neighbors"]
+        with self.stages("lid_star") as report:
+            # One more than asked for, because a point finds itself; where it has so many
+            # duplicates that it does not, the last of them is left out in its place.
+            found = nearest_neighbors(
+                points, num_neighbors + 1, queries=points[index], progress=report
+            )
+            own = np.asarray(found.indices) == index[:, None]
+            own[~own.any(axis=1), -1] = True
+            distances, indices = (
+                np.asarray(field)[~own].reshape(len(index), num_neighbors) for field in found
+            )
+            value, stderr = map(np.asarray, jax.vmap(mle)(distances))
+        return Estimate(value, stderr), (indices[:, 0], distances[:, 0])
+
+    def lid_theta(self, model: Model, index: np.ndarray) -> tuple[np.ndarray, measure.Measured]:
+        """The three noise levels, and what the model says at them at the points of `index`."""
+        denoiser, config = model
+        points, seed = self.data.points, self.settings["seed"]
+        spectra = measure.spectra(points.shape[1:])
+        with self.stages("sigma") as report:
+            levels = measure.choose_levels(
+                denoiser, config, points, seed=seed, spectra=spectra,
+                folder=self.work / "sigma", progress=report,
+            )  # fmt: skip
+        with self.stages("lid_theta") as report:
+            measured = measure.measure(
+                denoiser, points[index], levels, spectra=spectra,
+                folder=self.work / "lid_theta", progress=report,
+            )  # fmt: skip
+        return levels, measured
+
+    def draw(
+        self,
+        index: np.ndarray,
+        lid_theta: Estimate,
+        lid_star: Estimate,
+        verdicts: memorization.Verdict,
+    ) -> None:
+        """Write `lid.png`."""
+        from mmh_jax import plotting  # here, because matplotlib is an extra
+
+        images = self.data.points[index] if self.data.is_image else None
+        figure = plotting.dimension_figure(
+            lid_theta, lid_star, verdicts.label, images=images, title=self.data.name
+        )
+        with replacing(self.out / "lid.png") as partial:
+            figure.savefig(partial, format="png")

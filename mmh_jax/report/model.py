@@ -1,0 +1,151 @@
+"""Models in folders: train one, load one, measure one at the points of a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmh_jax import train
+from mmh_jax.data import sources
+from mmh_jax.report import measure, output
+from mmh_jax.report.files import hash_of, write_csv
+from mmh_jax.report.stages import Progress, Stages, check_count, check_seed, find_preset
+
+__all__ = ["lid_theta", "load_model", "train_model"]
+
+
+def load_model(folder: str | Path, shape: tuple[int, ...]) -> tuple[Any, train.ModelConfig]:
+    """A saved model and its configuration.
+
+    Raises:
+        FileNotFoundError, ValueError: as `train.load`; or if it is not for points of `shape`.
+    """
+    model, config = train.load(folder), train.load_config(folder)
+    if config.shape != tuple(shape):
+        raise ValueError(
+            f"the model in {folder} takes points of shape {config.shape}, "
+            f"but those of the source have shape {tuple(shape)}."
+        )
+    return model, config
+
+
+def train_model(
+    source: str | Path,
+    out: str | Path,
+    *,
+    seed: int,
+    preset: str = "cpu",
+    num_steps: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Train a model on a data set and save it; continue an unfinished run of the same settings.
+
+    Args:
+        source: what `data.sources.load` reads.
+        out: the folder of the model.
+        seed: of weights, order and noise.
+        preset: a key of `PRESETS`.
+        num_steps: instead of the preset's.
+        overwrite: whether a model in the folder may be replaced.
+        progress: called as `progress("model", step, total_steps, note)`.
+
+    Raises:
+        ValueError: for settings, a source or a folder that cannot be used; before any work.
+        OSError: if the folder cannot be written.
+        FloatingPointError: if the training diverges.
+    """
+    out, chosen = Path(out), find_preset(preset)
+    check_count("--num-steps", num_steps)
+    check_seed(seed)
+    recipe = chosen.recipe
+    if num_steps is not None:
+        recipe = dataclasses.replace(recipe, num_steps=num_steps)
+    output.check_output(out, output.MODEL, overwrite=overwrite)
+    data = sources.load(source)
+    settings = {"source": str(source), "data": hash_of(data.points), "seed": seed}
+    settings |= dataclasses.asdict(recipe)
+    work = output.claim(out, output.MODEL, settings, overwrite=overwrite)
+    with Stages(progress)("model") as report:
+        train.train_model(
+            data.points,
+            recipe,
+            out,
+            seed=seed,
+            work=work / "checkpoints",
+            save_every=chosen.save_every,
+            progress=lambda step, total, loss: report(step, total, f"loss {loss:.3f}"),
+            about={"source": data.name},
+        )
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def lid_theta(
+    model: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    seed: int,
+    sigma: float | None = None,
+    methods: Sequence[str] = ("projected",),
+    num_points: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[float, dict[str, np.ndarray]]:
+    """LID_theta of a saved model at the points of a data set, as a CSV file.
+
+    Args:
+        model: the folder of the model.
+        source: what `data.sources.load` reads.
+        out: the file to write.
+        seed: of the choice of points.
+        sigma: the noise level in data units; None chooses it.
+        methods: of `flipd`, `projected` and `rank`; a column each.
+        num_points: how many points, chosen at random; None for all.
+        overwrite: whether the file may be replaced.
+        progress: called as `progress(stage, done, total, note)`.
+
+    Returns:
+        `(sigma, columns)`: the noise level, and what was written.
+
+    Raises:
+        ValueError, OSError: for what cannot be used or written; before any work.
+    """
+    out = Path(out)
+    if sigma is not None and not 0 < sigma < float("inf"):
+        raise ValueError(f"--sigma is {sigma:g}; it must be a positive number, or `auto`.")
+    check_count("--num-points", num_points)
+    check_seed(seed)
+    if out.is_dir() or (out.exists() and not overwrite):
+        cure = "it is a folder" if out.is_dir() else "pass --overwrite or choose another file"
+        raise ValueError(f"{out} exists; {cure}.")
+    data = sources.load(source)
+    points = data.points
+    denoiser, config = load_model(model, points.shape[1:])
+    output.check_writable(out.parent)
+    spectra = measure.spectra(points.shape[1:])
+    stages = Stages(progress)
+    if sigma is None:
+        with stages("sigma") as report:
+            levels = measure.choose_levels(
+                denoiser, config, points, seed=seed, spectra=spectra, progress=report
+            )
+        sigma = float(levels[1])
+    index = measure.random_subset(len(points), num_points or len(points), seed=seed)
+    with stages("lid_theta") as report:
+        measured = measure.measure(
+            denoiser, points[index], np.asarray([sigma]), spectra=spectra, progress=report
+        )
+    columns = {"index": index}
+    if data.labels is not None:
+        columns["label"] = np.asarray(data.labels)[index]
+    for name in (*methods, "residual"):
+        values = getattr(measured, name)[:, 0]
+        columns[name] = values.astype(int) if name == "rank" else values
+    write_csv(out, columns)
+    return sigma, columns

@@ -1,0 +1,100 @@
+"""What an audit says: one row for each point, and one summary for all."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+import mmh_jax
+from mmh_jax.memorization import Label, Verdict
+from mmh_jax.report.measure import Measured
+from mmh_jax.typing import Estimate
+
+__all__ = ["columns_of", "environment", "summary_of"]
+
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def columns_of(
+    index: np.ndarray,
+    labels: np.ndarray | None,
+    measured: Measured,
+    lid_star: Estimate,
+    verdicts: Verdict,
+    nearest: tuple[np.ndarray, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """The columns of `points.csv`, each (N,).
+
+    Args:
+        index: where each point is in the source.
+        labels: of the source's points, of which the rows of `index` are taken, or None.
+        measured: LID_theta at three noise levels; the middle one is reported.
+        lid_star: of the same points.
+        verdicts: of the same points.
+        nearest: the index of each point's nearest other point, and its distance in data units.
+    """
+    lid_theta = measured.lid
+    titles = [Label(int(code)).title for code in verdicts.label]
+    return (
+        {"index": index}
+        | ({} if labels is None else {"label": np.asarray(labels)[index]})
+        | {
+            "lid_theta": lid_theta.value,
+            "lid_theta_stderr": lid_theta.stderr,
+            "lid_theta_raw": measured.flipd[:, 1],
+            "jacobian_rank": measured.rank[:, 1].astype(int),
+            "residual": measured.residual[:, 1],
+            "lid_star": lid_star.value,
+            "lid_star_stderr": lid_star.stderr,
+            "z": np.asarray(verdicts.z),
+            "verdict": np.asarray(titles),
+            "nearest_index": nearest[0],
+            "nearest_distance": nearest[1],
+        }
+    )
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float | None]:
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return {f"{q:g}": None for q in _QUANTILES}
+    return {f"{q:g}": float(np.quantile(finite, q)) for q in _QUANTILES}
+
+
+def environment() -> dict[str, str]:
+    """Versions, and the device that did the work."""
+    packages = ("jax", "jaxlib", "flax", "numpy")
+    device = jax.devices()[0]
+    return (
+        {"mmh_jax": mmh_jax.__version__, "python": platform.python_version()}
+        | {name: metadata.version(name) for name in packages}
+        | {"platform": device.platform, "device": device.device_kind}
+    )
+
+
+def summary_of(
+    columns: dict[str, np.ndarray],
+    *,
+    settings: dict[str, Any],
+    command: str,
+    sigmas: np.ndarray,
+    timings: dict[str, float],
+) -> dict[str, Any]:
+    """The content of `summary.json`; timings are those of the run that finished, in seconds."""
+    titles = list(columns["verdict"])
+    return {
+        "command": command,
+        "settings": settings,
+        "environment": environment(),
+        "sigma": float(sigmas[1]),
+        "sigmas": [float(sigma) for sigma in sigmas],
+        "num_points": len(titles),
+        "verdicts": {label.title: titles.count(label.title) for label in Label},
+        "lid_theta": _quantiles(columns["lid_theta"]),
+        "lid_star": _quantiles(columns["lid_star"]),
+        "timings": {stage: round(seconds, 3) for stage, seconds in timings.items()},
+    }
