@@ -1,0 +1,56 @@
+"""What every benchmark prints and writes: machine, versions, command, a table, JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mmh_jax.report.files import write_json
+from mmh_jax.report.summary import environment
+
+console = Console(width=110)
+
+
+def header() -> dict[str, Any]:
+    """Machine, versions and command; printed as a line."""
+    about = environment() | {
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "command": " ".join(["python", *sys.argv]),
+    }
+    console.print(", ".join(f"{name} {value}" for name, value in about.items()), style="dim")
+    return about
+
+
+def table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows that share their keys; real numbers with four significant digits."""
+    result = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        result.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+    for row in rows:
+        texts = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()]
+        result.add_row(*texts)
+    console.print(result)
+
+
+def finish(out: Path, about: dict[str, Any], content: dict[str, Any], failures: list[str]) -> int:
+    """Write the JSON file, say what failed, and return the exit code."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, {"about": about} | content | {"failures": failures})
+    for failure in failures:
+        console.print(f"FAILED: {failure}", style="bold red")
+    console.print(f"{'failed' if failures else 'passed'}; written to {out}")
+    return 1 if failures else 0
+
+
+def concordance(truth: np.ndarray, estimate: np.ndarray) -> float:
+    """1 minus the share of all pairs that the estimate puts in the wrong order (dgm convention)."""
+    truth, estimate = np.asarray(truth), np.asarray(estimate)
+    wrong = (truth[:, None] > truth) & (estimate[:, None] < estimate)
+    return 1 - wrong.sum() / (len(truth) * (len(truth) - 1) / 2)
