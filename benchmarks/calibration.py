@@ -1,8 +1,9 @@
 """Do the standard errors of the random traces mean what they say?
 
 On Jacobians of exact denoisers in R^100, of which the trace is known, counts how often it lies
-within 1.96 standard errors of the estimate.  A row outside 93-97% fails, but for the regimes that
-the docstring of `linalg.xtrace` excepts: those are marked, with the reason.
+within 1.96 standard errors of the estimate.  A row outside 93-97% is drawn again with ten times as
+many fresh keys (at 2,000 the coverage itself is known to .5 points only), and fails if it is still
+outside.  The regimes that the docstrings of `linalg` except are marked, with the reason.
 
     python benchmarks/calibration.py --preset cpu
 """
@@ -31,12 +32,17 @@ KEYS = {"smoke": 200, "cpu": 2_000, "accelerator": 20_000}
 
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """A Jacobian, its trace and rank, and whether all its eigenvalues but the zeros are near 1."""
+    """A Jacobian, its trace and rank."""
 
     name: str
     matrix: np.ndarray
     rank: int
-    is_cliff: bool
+
+    @property
+    def dominance(self) -> float:
+        """l_1^2 / sum l^2: the share of the largest eigenvalue in the variance of a probe."""
+        eigenvalues = np.linalg.eigvalsh((self.matrix + self.matrix.T) / 2)
+        return float(eigenvalues[-1] ** 2 / np.sum(eigenvalues**2))
 
     @property
     def trace(self) -> float:
@@ -59,8 +65,7 @@ def operator(name: str, denoiser: analytic.Distribution, sigma: float, key: Key)
     _, matvec = jax.linearize(lambda y: denoiser(y, sigma), x)
     matrix = np.asarray(linalg.jacobian(matvec, x))
     eigenvalues = np.linalg.eigvalsh((matrix + matrix.T) / 2)
-    nonzero = eigenvalues[eigenvalues > 1e-9]
-    return Operator(f"{name}, sigma={sigma:g}", matrix, nonzero.size, bool(nonzero.min() > 0.5))
+    return Operator(f"{name}, sigma={sigma:g}", matrix, int(np.sum(eigenvalues > 1e-9)))
 
 
 def operators(seed: int) -> list[Operator]:
@@ -74,14 +79,19 @@ def operators(seed: int) -> list[Operator]:
     return [operator(name, model, sigma, next(keys)) for name, model, sigma in cases]
 
 
+def one_direction(case: Operator) -> str:
+    """Why any interval may fall short: the error is then that of one chi-square, not normal."""
+    return "one eigenvalue dominates" if case.dominance > 0.5 else ""
+
+
 def exception(case: Operator, num_products: int) -> str:
     """Why XTrace's interval need not cover 95% here, by its docstring; or nothing."""
     num_probes = num_products // 2
     if num_probes > case.rank:
         return "only rounding error is left"
     if num_probes == case.rank:
-        return "probes = rank, a cliff"
-    return "probes just below a cliff" if case.is_cliff and num_probes >= case.rank - 2 else ""
+        return "probes = rank"
+    return "probes just below rank" if num_probes >= 0.8 * case.rank else one_direction(case)
 
 
 def estimates(trace: linalg.Trace, case: Operator, keys: Array) -> Estimate:
@@ -96,10 +106,14 @@ def estimates(trace: linalg.Trace, case: Operator, keys: Array) -> Estimate:
 def row(case: Operator, name: str, trace: linalg.Trace, keys: Array, reason: str) -> dict:
     value, stderr = (np.asarray(a) for a in estimates(trace, case, keys))
     error = np.abs(value - case.trace)
+    coverage = float(100 * np.mean(error <= 1.96 * stderr))
+    if not reason and not LOWEST <= coverage <= HIGHEST and 1_000 < len(keys) < 10_000:
+        fresh = jax.random.split(jax.random.fold_in(keys[0], 1), 10 * len(keys))
+        return row(case, f"{name}, {len(fresh):,} keys", trace, fresh, reason)
     return {
         "operator": case.name,
         "strategy": name,
-        "coverage %": float(100 * np.mean(error <= 1.96 * stderr)),
+        "coverage %": coverage,
         "mean stderr": float(stderr.mean()),
         "RMSE": float(np.sqrt(np.mean(error**2))),
         "excepted because": reason,
@@ -115,13 +129,16 @@ def main(
     jax.config.update("jax_enable_x64", True)
     start = time.perf_counter()
     keys = jax.random.split(jax.random.key(seed + 1), KEYS[preset])
+    cases = operators(seed)
+    probes, products = (16, 32, 64), (8, 12, 16, 20, 32, 64)
+    if preset == "smoke":  # compiling is what takes the time
+        cases, probes, products = cases[:2], (16,), (12,)
     rows = []
-    for case in operators(seed):
-        rows += [
-            row(case, f"rademacher({count})", linalg.rademacher(count), keys, "")
-            for count in (16, 32, 64)
-        ]
-        for count in (8, 12, 16, 20, 32, 64):
+    for case in cases:
+        for count in probes:
+            trace = linalg.rademacher(count)
+            rows.append(row(case, f"rademacher({count})", trace, keys, one_direction(case)))
+        for count in products:
             reason = exception(case, count)
             rows.append(row(case, f"xtrace({count})", linalg.xtrace(count), keys, reason))
     held = [row for row in rows if not row["excepted because"]]
@@ -130,7 +147,8 @@ def main(
         f"true value within 1.96 standard errors, over {len(keys)} keys",
         [{k: v for k, v in row.items() if k != "excepted because"} for row in held],
     )
-    table("the exceptions that `linalg.xtrace` documents", excepted)
+    if excepted:
+        table("the exceptions that `linalg` documents", excepted)
     failures = [
         f"{row['operator']}, {row['strategy']}: coverage {row['coverage %']:.1f}%"
         for row in held

@@ -296,7 +296,7 @@ def xtrace(num_products: int, chunk_size: int = 32) -> Trace:
     of low rank.  Exceptions.  Where the spectrum ends in a cliff, such as exactly d ones, and
     the number of probes is d, coverage is about 77% (92-94% with d - 2 probes, up to 99% with
     d + 1): take a few more products.  Where each eigenvalue is .8 of the one before or less, it is
-    91-93% until the error itself is small; so it is with probes just below the rank where the
+    91-93% until the error itself is small; so it is with .8 to 1 probes per rank where the
     spectrum decays without a cliff (92.5% at d = 10, 8 probes, eigenvalues from .74 down to .26).
 
     The derivative holds the deflating basis fixed: it is the same, unbiased, estimate of the trace

@@ -363,7 +363,7 @@ def test_truncated_within_the_header(tmp_path):
 @pytest.mark.parametrize("levels", [256, 4])
 def test_damaged_gzip(tmp_path, levels):
     """Noise is stored as it is, and only the checksum tells; few grey levels are compressed."""
-    array = RNG.integers(0, levels, (40, 40, 3), np.uint8)
+    array = np.random.default_rng(0).integers(0, levels, (40, 40, 3), np.uint8)
     content = bytearray(gzip.compress(idx(array), mtime=0))
     content[600:700] = bytes(255 - byte for byte in content[600:700])
     (tmp_path / "a.gz").write_bytes(content)

@@ -27,8 +27,8 @@ def is_concrete(value: Any) -> bool:
 def floating(name: str, value: ArrayLike, ndim: int, meaning: str) -> Array:
     """`value` as a floating array of `ndim` axes, or an error that calls it `name`."""
     array = jnp.asarray(value)
-    if jnp.issubdtype(array.dtype, jnp.integer):
-        array = array.astype(float)
+    # With its dtype made explicit, so that the dtype of results does not depend on the operation.
+    array = array.astype(float if jnp.issubdtype(array.dtype, jnp.integer) else array.dtype)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"`{name}=...` has dtype {array.dtype}; it is {meaning}, of real numbers.")
     if array.ndim != ndim:

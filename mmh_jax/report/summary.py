@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import mmh_jax
 from mmh_jax.memorization import Label, Verdict
 from mmh_jax.report.measure import Measured
 from mmh_jax.typing import Estimate
@@ -70,7 +69,7 @@ def environment() -> dict[str, str]:
     packages = ("jax", "jaxlib", "flax", "numpy")
     device = jax.devices()[0]
     return (
-        {"mmh_jax": mmh_jax.__version__, "python": platform.python_version()}
+        {"mmh_jax": metadata.version("mmh-jax"), "python": platform.python_version()}
         | {name: metadata.version(name) for name in packages}
         | {"platform": device.platform, "device": device.device_kind}
     )
