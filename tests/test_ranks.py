@@ -102,6 +102,16 @@ def test_scale_is_where_the_curve_is_flat():
     np.testing.assert_allclose(curves[:, index], true[:, 0], rtol=1e-2)
 
 
+def test_scale_passes_over_a_network_that_returns_its_input():
+    sigmas = np.geomspace(1e-3, 1, 7)
+    untrained = np.array([[10.0, 10.0, 10.0, 6.0, 5.0, 4.8, 4.0]])
+    assert lid.choose_scale(sigmas, untrained) == 1
+    assert lid.choose_scale(sigmas, untrained, ambient_dim=10) == 5
+    # Data that do fill the space are flat at D everywhere, and that is an answer.
+    full = np.array([[10.0, 10.0, 10.0, 10.0, 9.9, 9.8, 9.7]])
+    assert lid.choose_scale(sigmas, full, ambient_dim=10) == 1
+
+
 def test_scale_never_at_the_ends_and_never_on_rubbish():
     sigmas = np.array([0.1, 0.2, 0.4, 0.8])
     flat_at_the_end = np.array([[1.0, 2.0, 2.5, 2.5]])

@@ -40,6 +40,7 @@ def test_round_trip_is_exact(saved):
     np.testing.assert_array_equal(loaded(x, 0.7), model(x, 0.7))
     assert loaded.shape == (2, 3)
     assert train.load_config(folder) == config
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "params.safetensors"]
 
 

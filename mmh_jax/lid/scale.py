@@ -44,7 +44,7 @@ def relative_slope(sigmas: ArrayLike, values: ArrayLike) -> np.ndarray:
     return np.where(good, slope / np.where(good, mean, 1.0), np.inf)
 
 
-def choose_scale(sigmas: ArrayLike, values: ArrayLike) -> int:
+def choose_scale(sigmas: ArrayLike, values: ArrayLike, *, ambient_dim: int | None = None) -> int:
     """The index of the noise level at which the FLIPD curves of these points are flattest.
 
     Only interior noise levels are chosen, so that both neighbours are there to tell how much the
@@ -54,6 +54,9 @@ def choose_scale(sigmas: ArrayLike, values: ArrayLike) -> int:
     Args:
         sigmas: (S,) increasing noise levels, at least 3.
         values: (N, S) FLIPD of N points on that grid; projected FLIPD for a trained network.
+        ambient_dim: D, to pass over the noise levels at which the mean exceeds .95 D, unless all
+            do.  A network that has learned nothing at a small sigma returns x itself; its FLIPD is
+            D there, and perfectly flat.
 
     Raises:
         ValueError: as `relative_slope`; or if the curves are nowhere positive and finite.
@@ -62,6 +65,10 @@ def choose_scale(sigmas: ArrayLike, values: ArrayLike) -> int:
     1
     """
     inner = relative_slope(sigmas, values)[1:-1]
+    if ambient_dim is not None:
+        informative = np.mean(np.asarray(values), axis=0)[1:-1] <= 0.95 * ambient_dim
+        if np.any(informative & np.isfinite(inner)):
+            inner = np.where(informative, inner, np.inf)
     if not np.isfinite(inner).any():
         raise ValueError(
             "no noise level has finite, positive mean FLIPD; the model is untrained on this range, "

@@ -100,7 +100,7 @@ def choose_levels(
     grid = np.geomspace(config.sigma_min, highest, NUM_LEVELS)
     subset = points[random_subset(len(points), NUM_SUBSET, seed=seed)]
     curves = measure(model, subset, grid, spectra=spectra, folder=folder, progress=progress)
-    index = lid.choose_scale(grid, curves.projected)
+    index = lid.choose_scale(grid, curves.projected, ambient_dim=points[0].size)
     return grid[index - 1 : index + 2]
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_bytes
 
 from mmh_jax import nn
 from mmh_jax.denoise import Affine, precondition
@@ -92,7 +92,8 @@ def save(folder: str | Path, config: ModelConfig, model: Affine) -> None:
     arrays = {name: np.asarray(leaf) for name, leaf in _named(model.inner.params).items()}
     arrays["shift"] = np.asarray(model.shift)
     partial = folder / "params.safetensors.partial"
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial)
+    # Not `save_file`, which makes a file that only its owner can read.
+    partial.write_bytes(to_bytes({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
     os.replace(partial, folder / "params.safetensors")
     partial = folder / "config.json.partial"
     partial.write_text(json.dumps({"format": FORMAT} | dataclasses.asdict(config), indent=2) + "\n")
