@@ -428,3 +428,17 @@ def test_strategies_are_values():
     assert linalg.rademacher(4) == linalg.rademacher(4) != linalg.rademacher(5)
     assert hash(linalg.xtrace(8)) == hash(linalg.xtrace(8))
     assert linalg.exact() == linalg.exact(32) != linalg.positive_exact(32)
+
+
+@pytest.mark.parametrize("num_products", [12, 24])
+def test_xtrace_is_matfrees_for_the_same_probes(x64, num_products):
+    """The value only: matfree's standard error takes the leave-one-out estimates as independent."""
+    stochtrace = pytest.importorskip("matfree.stochtrace")
+    rng = np.random.default_rng(0)
+    size, key = 60, jax.random.key(3)
+    matrix = jnp.asarray(rng.normal(size=(size, size)) @ np.diag(0.8 ** np.arange(size)))
+    probes = jax.random.normal(key, (num_products // 2, size))
+    probes *= jnp.sqrt(size) / jnp.linalg.norm(probes, axis=1, keepdims=True)
+    reference = stochtrace.leave_one_out_xtrace()(lambda v: matrix @ v, probes).mean()
+    ours = linalg.xtrace(num_products)(lambda v: matrix @ v, jnp.zeros(size), key=key)
+    np.testing.assert_allclose(ours.value, reference, rtol=1e-9)
