@@ -62,6 +62,7 @@ def nearest_neighbors(
 
     Without `queries` they are the points themselves, and a point is not its own neighbour; a
     duplicate of it is, at distance exactly 0.  Among equal distances the smaller index comes first.
+    XLA takes subnormal numbers for 0: coordinates closer than 1.2e-38 in float32 count as equal.
     Float64 arrays are centred before they are rounded to float32, unless JAX is in 64-bit mode.
 
     Cost: M N D multiplications, in matrix products, and a selection.  Memory: `block_size`^2
