@@ -8,16 +8,17 @@ the ratio A = I_{nu+1}(k) / I_nu(k) and G(k) = log[Gamma(nu+1) (k/2)^-nu I_nu(k)
     F(x; sigma)      = (|x|^2 + R^2 - 2 x . D) / sigma^2
     log rho_sigma(x) = -(|x|^2 + R^2) / (2 sigma^2) - n/2 log(2 pi sigma^2) + G(k) - G(|tilt|).
 
-For small sigma all three are differences of large numbers.  They are evaluated through u = x +
+D = R h c, with h = A / k a smooth function of |c|^2, is accurate to the last digits at every sigma.
+For small sigma F and log rho are differences of large numbers.  They are evaluated through u = x +
 sigma^2 tilt / R, which makes k = R |u| / sigma^2, its direction e = u / |u|, and B = 1 - A:
 
-    D = x + (u - x) + (R - |u| - R B) e,        F = (|x - R e|^2 + 2 R B x . e) / sigma^2,
+    F       = (|x - R e|^2 + 2 R B x . e) / sigma^2
     log rho = -(|u| - R)^2 / (2 sigma^2) + [G(k) - k] + x . tilt / R + sigma^2 |tilt|^2 / (2 R^2)
               - G(|tilt|) - n/2 log(2 pi sigma^2).
 
 For k < nu + 1, where A is below one half, nothing cancels in the first forms; they are smooth at
 c = 0, where e is not.  Where the tilt outweighs x, sigma^2 |tilt| > R^2, u is far from x, and the
-first forms of D and log rho serve again.
+first form of log rho serves again.
 """
 
 # ruff: noqa: D102 -- a method that overrides one of `Distribution` is documented there.
@@ -41,7 +42,7 @@ __all__ = ["Sphere", "von_mises", "von_mises_with_atom"]
 
 
 class _Posterior(NamedTuple):
-    """What the three closed forms share; see the module docstring for u, c, e, k and B."""
+    """What the closed forms share; see the module docstring for u, c, e, k and B."""
 
     diffuse: Array  # whether k < nu + 1
     leaning: ArrayLike  # whether sigma^2 |tilt| > R^2
@@ -59,7 +60,7 @@ class Sphere(Distribution):
 
     Points are vectors of dim + 1 coordinates; the sphere is centred at the origin.
 
-    Cost of every method: O(D), and about 50 operations on scalars for the Bessel functions.
+    Cost of every method: O(D), and about 4,000 operations for the Bessel functions.
     Relative error of F: a few hundred units in the last place, at every sigma.
 
     Attributes:
@@ -125,12 +126,8 @@ class Sphere(Distribution):
         return _Posterior(diffuse, leaning, lean, c, w, length, u / length, rate * length)
 
     def __call__(self, x: Array, sigma: ArrayLike) -> Array:
-        x = self._point(x)
-        post = self._posterior(x, sigma)
-        direct = self.radius * bessel.ratio(self._order, post.w) * post.c
-        shortfall = self.radius * bessel.complement(self._order, post.k)
-        near = x + (post.lean + (self.radius - post.length - shortfall) * post.e)
-        return jnp.where(post.diffuse | post.leaning, direct, near)
+        post = self._posterior(self._point(x), sigma)
+        return self.radius * bessel.ratio(self._order, post.w) * post.c
 
     def flipd(self, x: Array, sigma: ArrayLike) -> Array:
         x = self._point(x)
@@ -161,8 +158,8 @@ class Sphere(Distribution):
     def sample(self, num: int, *, key: Key) -> Array:
         """`num` independent points of the sphere, (num, dim + 1).
 
-        Uniform: normalised Gaussians.  Tilted: rejection (Ulrich 1984; Wood 1994), exact; about
-        1.5 proposals for each point at any concentration.
+        Uniform: normalised Gaussians.  Tilted: rejection (Ulrich 1984; Wood 1994), exact; at most
+        1.6 proposals for each point, on average, at any concentration.
         """
         radius = jnp.asarray(self.radius)
         dtype = jnp.result_type(float, *([radius] if self.tilt is None else [radius, self.tilt]))
