@@ -442,3 +442,88 @@ def test_xtrace_is_matfrees_for_the_same_probes(x64, num_products):
     reference = stochtrace.leave_one_out_xtrace()(lambda v: matrix @ v, probes).mean()
     ours = linalg.xtrace(num_products)(lambda v: matrix @ v, jnp.zeros(size), key=key)
     np.testing.assert_allclose(ours.value, reference, rtol=1e-9)
+
+
+# Hutch++, and functions of the spectrum by Lanczos quadrature.
+
+
+def test_hutchpp_is_unbiased_and_its_errors_cover(x64):
+    matrix = symmetric(0.95 ** np.arange(100))
+    values, errors = over_keys(linalg.hutchpp(48), matrix, 2000)
+    truth = float(jnp.trace(matrix))
+    assert abs(values.mean() - truth) < 4 * values.std() / np.sqrt(values.size)
+    assert 0.93 < np.mean(np.abs(values - truth) < 1.96 * errors) < 0.97
+    plain, _ = over_keys(linalg.rademacher(48), matrix, 2000)
+    assert values.std() < plain.std() / 2
+
+
+def test_hutchpp_of_low_rank_is_exact_and_of_many_products_too(x64):
+    matrix = symmetric([2.0, 1.0, 0.5] + 37 * [0.0])
+    matvec, like = operator(matrix)
+    value, stderr = linalg.hutchpp(12)(matvec, like, key=jax.random.key(0))
+    np.testing.assert_allclose(value, 3.5, rtol=1e-10)
+    assert stderr < 1e-10
+    value, stderr = linalg.hutchpp(40)(matvec, like, key=jax.random.key(0))
+    np.testing.assert_allclose(value, 3.5, rtol=1e-10)
+    assert stderr == 0
+    with pytest.raises(ValueError, match="at least 6"):
+        linalg.hutchpp(5)
+
+
+def test_lanczos_is_exact_when_the_order_reaches_the_number_of_eigenvalues(x64):
+    # Three different eigenvalues, one of them negative; a probe sees each of them.
+    matrix = symmetric(10 * [1.0] + 20 * [0.0] + 10 * [-0.3])
+    matvec, like = operator(matrix, (4, 10))
+    keys = jax.random.split(jax.random.key(1), 500)
+    for order in (3, 4, 24):  # 4 and more: the Krylov space is exhausted on the way
+        trace = linalg.positive_lanczos(1, order)
+        values = jax.jit(jax.vmap(lambda key, t=trace: t(matvec, like, key=key).value))(keys)
+        assert abs(values.mean() - 10) < 4 * values.std() / np.sqrt(500)
+        # With one probe v the value is |P v|^2, P the projection on the positive eigenspace.
+        signs = jax.vmap(
+            lambda key: jax.random.rademacher(jax.random.split(key, 1)[0], (40,), float)
+        )(keys)
+        projected = (signs @ (matrix @ (matrix + 0.3 * np.eye(40)) / 1.3)) @ signs.T
+        np.testing.assert_allclose(values, jnp.diag(projected), rtol=1e-8)
+
+
+def test_lanczos_symmetrises_and_breaks_down_gracefully(x64):
+    skew = random_matrix(3)
+    skew = skew - skew.T
+    matvec, like = operator(jnp.diag(jnp.arange(24.0) < 5) + skew)
+    value, _ = linalg.positive_lanczos(8, 10)(matvec, like, key=jax.random.key(0))
+    np.testing.assert_allclose(value, 5, rtol=1e-8)  # a diagonal has no variance
+    zero, stderr = linalg.positive_lanczos(4, 10)(lambda v: 0 * v, like, key=jax.random.key(0))
+    assert zero == 0
+    assert stderr == 0
+    broken = linalg.positive_lanczos(4, 5)(lambda v: jnp.nan * v, like, key=jax.random.key(0))
+    assert jnp.isnan(broken.value)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_lanczos_on_a_noisy_spectrum_matches_the_dense_one(x64, dtype):
+    rng = np.random.default_rng(5)
+    noise = rng.normal(size=(200, 200)) * 0.1 / np.sqrt(200)
+    matrix = symmetric(20 * [0.95] + 180 * [0.0]) + noise + noise.T
+    truth = positive_part(matrix)
+    matvec, like = operator(jnp.asarray(matrix, dtype))
+    value, stderr = linalg.positive_lanczos(200, 24)(matvec, like, key=jax.random.key(2))
+    assert value.dtype == dtype
+    assert abs(value - truth) < 3 * stderr + 0.01 * truth
+    assert 0.2 < stderr < 1
+
+
+def test_lanczos_of_a_function_and_its_derivative(x64):
+    matrix = symmetric(np.linspace(0.1, 1, 24))
+    matvec, like = operator(matrix)
+    trace = linalg.function_lanczos(jnp.exp, 50, 12)
+    value, stderr = trace(matvec, like, key=jax.random.key(0))
+    truth = np.exp(np.linspace(0.1, 1, 24)).sum()
+    assert abs(value - truth) < 3 * stderr
+
+    def scaled(factor):
+        return trace(lambda v: factor * matvec(v), like, key=jax.random.key(0)).value
+
+    step = 1e-6
+    slope = (scaled(1 + step) - scaled(1 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(scaled)(1.0), slope, rtol=1e-5)

@@ -18,7 +18,7 @@ import numpy as np
 from mmh_jax.denoise import Affine
 from mmh_jax.train.checkpoint import Checkpoints, run_fingerprint
 from mmh_jax.train.loop import TrainConfig, fit, init_state
-from mmh_jax.train.loss import log_uniform
+from mmh_jax.train.loss import NoiseLevels, log_uniform
 from mmh_jax.train.store import ModelConfig, build, load, load_config, save
 
 __all__ = ["RECIPES", "Recipe", "normalisation", "train_model"]
@@ -32,6 +32,7 @@ class Recipe:
         width, depth, num_frequencies: of `nn.ResidualMLP`.
         num_steps, batch_size, learning_rate, ema_half_life: of `TrainConfig`.
         sigma_min, sigma_max: the trained noise levels, relative to the spread of the data.
+        noise_levels: their law, in the same unit; None for log-uniform between the two.
     """
 
     width: int = 256
@@ -43,6 +44,7 @@ class Recipe:
     ema_half_life: float = 500.0
     sigma_min: float = 0.003
     sigma_max: float = 5.0
+    noise_levels: NoiseLevels | None = None
 
 
 RECIPES = {
@@ -107,7 +109,7 @@ def train_model(
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         ema_half_life=recipe.ema_half_life,
-        noise_levels=log_uniform(recipe.sigma_min, recipe.sigma_max),
+        noise_levels=recipe.noise_levels or log_uniform(recipe.sigma_min, recipe.sigma_max),
     )
     fingerprint = run_fingerprint(points, config, recipe=dataclasses.asdict(recipe), seed=seed)
     model_config = ModelConfig(

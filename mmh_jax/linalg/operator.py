@@ -1,0 +1,95 @@
+"""Linear operators known through products: the trace protocol, columns in chunks, error bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from scipy import special
+
+from mmh_jax.typing import Array, Estimate, Key, Matvec
+
+__all__ = ["Trace", "jacobian", "jacobian_spectrum"]
+
+
+class Trace(Protocol):
+    """A way to take the trace of a linear operator."""
+
+    def __call__(self, matvec: Matvec, like: Array, *, key: Key | None = None) -> Estimate:
+        """The trace of `matvec`, a linear map on arrays of the shape of `like`."""
+        ...
+
+
+def check_positive(caller: str, name: str, value: int, least: int = 1) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"`{caller}({name}={value!r})` must be an integer of at least {least}.")
+
+
+def in_chunks(function: Callable[[Array], Array], items: Array, chunk_size: int) -> Array:
+    """`jax.vmap(function)(items)`, at most `chunk_size` at a time.
+
+    The chunks are of one size, so that `function` is compiled once; the padding repeats the last
+    item.  Recomputed in reverse mode: memory does not grow with the number of items there either.
+    """
+    count = items.shape[0]
+    num_chunks = -(-count // chunk_size)
+    size = -(-count // num_chunks)
+    index = jnp.minimum(jnp.arange(num_chunks * size), count - 1).reshape(num_chunks, size)
+    chunk = jax.checkpoint(lambda rows: jax.vmap(function)(items[rows]))
+    results = jax.lax.map(chunk, index)
+    return results.reshape(-1, *results.shape[2:])[:count]
+
+
+def product_with_unit(matvec: Matvec, like: Array, index: Array) -> Array:
+    """Column `index` of the operator, flat."""
+    unit = jax.nn.one_hot(index, like.size, dtype=like.dtype)
+    return matvec(unit.reshape(like.shape)).reshape(-1)
+
+
+def t_factor(num_samples: int) -> float:
+    """Student's t quantile over the normal one: 1.09 for 16 samples, 1 in the limit."""
+    return float(special.stdtrit(num_samples - 1, 0.975) / special.ndtri(0.975))
+
+
+def mean_and_stderr(samples: Array) -> Estimate:
+    """Mean, and a standard error that makes +-1.96 of it a 95% interval at any sample size.
+
+    With n samples the normal quantile 1.96 under-covers (93.1% at n = 16).  One sample: NaN.
+    """
+    n = samples.shape[0]
+    mean = jnp.mean(samples)
+    if n < 2:
+        return Estimate(mean, jnp.full_like(mean, jnp.nan))
+    return Estimate(mean, t_factor(n) * safe_sqrt(jnp.var(samples, ddof=1) / n))
+
+
+def safe_sqrt(value: Array) -> Array:
+    """The square root, with derivative 0 instead of infinity at 0 (no spread, as for J = 1).
+
+    A derivative of the value alone would otherwise turn NaN wherever a loop carries both.
+    """
+    is_zero = value == 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, value)))
+
+
+def jacobian(matvec: Matvec, like: Array, *, chunk_size: int = 32) -> Array:
+    """The operator as a (D, D) matrix, column j its product with the unit vector e_j."""
+    check_positive("jacobian", "chunk_size", chunk_size)
+    columns = in_chunks(
+        lambda index: product_with_unit(matvec, like, index), jnp.arange(like.size), chunk_size
+    )
+    return columns.T
+
+
+def jacobian_spectrum(matvec: Matvec, like: Array, *, chunk_size: int = 32) -> Array:
+    """The D eigenvalues of the symmetrised operator (J + J^T) / 2, largest first.
+
+    Cost: D products and one D x D symmetric eigenproblem.
+
+    >>> jacobian_spectrum(lambda v: jnp.array([1.0, 3.0]) * v, jnp.zeros(2))
+    Array([3., 1.], dtype=float32)
+    """
+    matrix = jacobian(matvec, like, chunk_size=chunk_size)
+    return jnp.linalg.eigvalsh((matrix + matrix.T) / 2)[::-1]
