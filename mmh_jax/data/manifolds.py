@@ -178,6 +178,19 @@ def _check_count(caller: str, name: str, value: int, least: int) -> None:
         raise ValueError(f"`{caller}({name}={value!r})` must be an integer of at least {least}.")
 
 
+def _check_pieces(caller: str, dims: Sequence[int], ambient_dim: int) -> tuple[int, ...]:
+    dims = tuple(dims)
+    _check_count(caller, "ambient_dim", ambient_dim, least=1)
+    for dim in dims:
+        _check_count(caller, "dims", dim, least=0)
+    if not dims or max(dims) > ambient_dim or len(dims) > ambient_dim:
+        raise ValueError(
+            f"`{caller}(dims={dims}, ambient_dim={ambient_dim})` needs at least one piece, "
+            "none of a dimension above the ambient one, and no more pieces than ambient dimensions."
+        )
+    return dims
+
+
 def affine_mixture(
     dims: Sequence[int],
     ambient_dim: int,
@@ -210,15 +223,7 @@ def affine_mixture(
     >>> points.shape, sorted(set(lid.tolist()))
     ((1000, 10), [2, 4, 8])
     """
-    dims = tuple(dims)
-    _check_count("affine_mixture", "ambient_dim", ambient_dim, least=1)
-    for dim in dims:
-        _check_count("affine_mixture", "dims", dim, least=0)
-    if not dims or max(dims) > ambient_dim or len(dims) > ambient_dim:
-        raise ValueError(
-            f"`affine_mixture(dims={dims}, ambient_dim={ambient_dim})` needs at least one piece, "
-            "none of a dimension above the ambient one, and no more pieces than ambient dimensions."
-        )
+    dims = _check_pieces("affine_mixture", dims, ambient_dim)
     keys = jax.random.split(check_key("affine_mixture", key), len(dims))
     frames = tuple(
         jax.random.orthogonal(frame_key, ambient_dim, m=dim)
