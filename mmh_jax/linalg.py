@@ -335,7 +335,10 @@ def positive_exact(chunk_size: int = 32) -> Trace:
 
 
 def jacobian(matvec: Matvec, like: Array, *, chunk_size: int = 32) -> Array:
-    """The operator as a (D, D) matrix, column j its product with the unit vector e_j."""
+    """The operator as a matrix, column j its product with the unit vector e_j.
+
+    Of shape (D, like.size) for an operator whose products have D entries, whatever their shapes.
+    """
     _check_positive("jacobian", "chunk_size", chunk_size)
     columns = _in_chunks(
         lambda index: _product_with_unit(matvec, like, index), jnp.arange(like.size), chunk_size
