@@ -184,7 +184,8 @@ def invert(
     Raises:
         TypeError: if `x` is not of a floating dtype, `key` is not a typed key, or the decoder
             returns anything but one array.
-        ValueError: if g(z) has not x's shape, or a number of starts or steps is not positive.
+        ValueError: if g(z) has not x's shape, a number of starts or steps is not positive, or
+            `prior_weight` is negative (a Python number; a traced one makes the result NaN).
 
     References: Levenberg 1944; Marquardt 1963; Nocedal & Wright 2006, ch. 10.3.
 
@@ -201,13 +202,17 @@ def invert(
     for name, value in (("num_starts", num_starts), ("max_steps", max_steps)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`invert({name}={value!r})` must be an integer of at least 1.")
+    if isinstance(prior_weight, int | float) and not prior_weight >= 0:
+        raise ValueError(
+            f"`invert(prior_weight={prior_weight})` must be 0 or positive: the variance of the "
+            "noise, in squared data units."
+        )
     _check_shapes(decoder, x, latent_shape)
     tolerance = float(jnp.finfo(x.dtype).eps) ** 0.75
-    rtol = tolerance if rtol is None else rtol
-    atol = tolerance if atol is None else atol
+    tolerances = tolerance if rtol is None else rtol, tolerance if atol is None else atol
     starts = jax.random.normal(key, (num_starts, *latent_shape), x.dtype)
     weight = jnp.asarray(prior_weight, x.dtype)
-    return _best(decoder, x, starts, weight, max_steps, rtol, atol)
+    return _best(decoder, x, starts, weight, max_steps, tolerances)
 
 
 def _check_shapes(decoder: Decoder, x: Array, latent_shape: tuple[int, ...]) -> None:
@@ -224,7 +229,8 @@ def _check_shapes(decoder: Decoder, x: Array, latent_shape: tuple[int, ...]) -> 
 def _misfit(z: Array, problem: tuple[Decoder, Array, Array, Array]) -> tuple[Array, Array]:
     """The two blocks whose squares are summed, in units of `scale`."""
     decoder, x, weight, scale = problem
-    return (decoder(z) - x) / scale, jnp.sqrt(weight) / scale * z
+    image = decoder(z.astype(x.dtype)).astype(z.dtype)
+    return (image - x) / scale, jnp.sqrt(weight) / scale * z
 
 
 def _best(
@@ -233,18 +239,19 @@ def _best(
     starts: Array,
     weight: Array,
     max_steps: int,
-    rtol: float,
-    atol: float,
+    tolerances: tuple[float, float],
 ) -> Inverse:
     """Solve from every start and keep the lowest."""
     import optimistix  # here, for it takes a tenth of the time of `import mmh_jax`
 
-    solver = optimistix.LevenbergMarquardt(rtol=rtol, atol=atol)
+    solver = optimistix.LevenbergMarquardt(*tolerances)
 
     def solve(start: Array) -> tuple[Array, Array, Array, Array]:
         # In units of the data's size, one damping and one tolerance serve pixels and bytes.
         scale = jnp.maximum(jnp.max(jnp.abs(x)), jnp.max(jnp.abs(decoder(start))))
         scale = jax.lax.stop_gradient(jnp.where(scale > 0, scale, 1))
+        # Optimistix keeps its damping in the default precision, and wants the latent in it too.
+        start = start.astype(jnp.promote_types(x.dtype, jnp.result_type(float)))
         solution = optimistix.least_squares(
             _misfit,
             solver,
@@ -253,7 +260,7 @@ def _best(
             max_steps=max_steps,
             throw=False,
         )
-        z = solution.value
+        z = solution.value.astype(x.dtype)
         residual2 = jnp.sum((decoder(z) - x) ** 2)
         objective = residual2 + weight * jnp.sum(z**2)
         succeeded = solution.result == optimistix.RESULTS.successful
