@@ -340,7 +340,7 @@ def test_lowers_for_accelerators(platform):
         found = lid.invert(decoder, x, latent_shape=(3,), key=KEY)
         return found, lid.decoder_spectrum(decoder, found.z)
 
-    # It runs, but JAX does not promise that a stored program does in half a year's time.
+    # A kernel that JAX lowers to, without a promise that stored programs will find it later.
     stored = [export.DisabledSafetyCheck.custom_call("cusolver_ormqr_ffi")]
     program = export.export(both, platforms=[platform], disabled_checks=stored)(jnp.ones((4, 6)))
     assert program.platforms == (platform,)

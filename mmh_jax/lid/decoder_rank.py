@@ -178,7 +178,7 @@ def invert(
         all points and starts then run until the last has stopped.
 
     Cost: for each start and step 1 evaluation, d_z + 1 JVPs and the QR of a matrix of D + 2 d_z
-    rows and d_z columns; 10 to 30 steps where it goes well.  Memory: `num_starts` times d_z
+    rows and d_z columns.  Memory: `num_starts` times d_z
     tangents of the whole network, and as many of those matrices.
 
     Raises:
@@ -242,7 +242,7 @@ def _best(
     tolerances: tuple[float, float],
 ) -> Inverse:
     """Solve from every start and keep the lowest."""
-    import optimistix  # here, for it takes a tenth of the time of `import mmh_jax`
+    import optimistix  # here, so that `import mmh_jax` stays quick
 
     solver = optimistix.LevenbergMarquardt(*tolerances)
 
