@@ -35,6 +35,7 @@ __all__ = [
     "Point",
     "Scalar",
     "check_key",
+    "check_level",
     "check_point",
 ]
 
@@ -90,14 +91,23 @@ def check_point(caller: str, denoiser: Any, x: ArrayLike, sigma: ArrayLike) -> t
         raise ValueError(
             f"`{caller}(x=...)` has shape {x.shape}; this denoiser takes {tuple(shape)}. {cure}"
         )
+    return x, check_level(caller, sigma, x.dtype)
+
+
+def check_level(caller: str, sigma: ArrayLike, dtype: Any) -> Array:
+    """Return noise levels as an array of `dtype`, or say that one is not positive and finite.
+
+    Raises:
+        ValueError: if a concrete level is not a finite positive number.
+    """
     if not _is_traced(sigma):  # looked at before JAX does: inside `jit` it would become a tracer
-        values = np.asarray(sigma).astype(x.dtype)
+        values = np.asarray(sigma).astype(dtype)
         if not (np.all(np.isfinite(values)) and np.all(values > 0)):
             raise ValueError(
                 f"`{caller}(sigma=...)` is {values}; a noise level is a finite positive number "
                 "in data units."
             )
-    return x, jnp.asarray(sigma, x.dtype)
+    return jnp.asarray(sigma, dtype)
 
 
 def check_key(caller: str, key: Key | None) -> Key:
