@@ -1,37 +1,54 @@
 """Local intrinsic dimension: of a model (through its denoiser) and of data (through neighbours)."""
 
 from mmh_jax.lid.decoder_rank import Inverse, decoder_spectrum, invert, rank_at_noise
-from mmh_jax.lid.flipd import Curve, flipd, flipd_curve
+from mmh_jax.lid.denoising_loss import denoising_loss
+from mmh_jax.lid.flipd import Curve, Flipd, flipd, flipd_curve, residual_bound
 from mmh_jax.lid.jacobian_rank import (
     Spectrum,
+    TangentSpace,
     jacobian_spectrum,
+    participation_ratio,
     rank_by_gap,
     rank_by_threshold,
     soft_rank,
+    soft_rank_lanczos,
+    tangent_space,
 )
 from mmh_jax.lid.mle import mle, mle_mean
+from mmh_jax.lid.multiscale import lidl, lidl_from_density, lidl_weights, richardson
 from mmh_jax.lid.neighbors import Neighbors, nearest_neighbors
 from mmh_jax.lid.normal_bundle import normal_bundle_spectrum
 from mmh_jax.lid.scale import choose_scale, relative_slope
 
 __all__ = [
     "Curve",
+    "Flipd",
     "Inverse",
     "Neighbors",
     "Spectrum",
+    "TangentSpace",
     "choose_scale",
     "decoder_spectrum",
+    "denoising_loss",
     "flipd",
     "flipd_curve",
     "invert",
     "jacobian_spectrum",
+    "lidl",
+    "lidl_from_density",
+    "lidl_weights",
     "mle",
     "mle_mean",
     "nearest_neighbors",
     "normal_bundle_spectrum",
+    "participation_ratio",
     "rank_at_noise",
     "rank_by_gap",
     "rank_by_threshold",
     "relative_slope",
+    "residual_bound",
+    "richardson",
     "soft_rank",
+    "soft_rank_lanczos",
+    "tangent_space",
 ]

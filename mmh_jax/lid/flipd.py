@@ -13,23 +13,74 @@ term grows like distance^2 / sigma^2: it is then no dimension but the news that 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mmh_jax import linalg
-from mmh_jax.typing import Array, ArrayLike, Denoiser, Estimate, Key, check_point
+from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_point
 
-__all__ = ["Curve", "flipd", "flipd_curve"]
+__all__ = ["Curve", "Flipd", "flipd", "flipd_curve", "residual_bound"]
+
+
+def residual_bound(trace: ArrayLike) -> Array:
+    """What |x - D|^2 / sigma^2 hardly exceeds at a point of the model, given the trace of dD/dx.
+
+    For a Gaussian with Jacobian eigenvalues g_i the residual at a point of it is sum g_i (1 - g_i)
+    z_i^2, z standard normal: of mean at most tr/4 and variance at most tr/8.  The bound is three
+    standard deviations above, and one half more, the dimension by which FLIPD is then off.
+
+    >>> residual_bound(jnp.array([0.0, 8.0]))
+    Array([0.5, 5.5], dtype=float32)
+    """
+    positive = jnp.maximum(jnp.asarray(trace), 0)
+    return positive / 4 + 3 * jnp.sqrt(positive / 8) + 0.5
+
+
+class Flipd(NamedTuple):
+    """FLIPD, and what says whether to believe it.
+
+    Attributes:
+        value: the dimension.
+        stderr: its standard error from random probes (0 if there are none).
+        residual: |x - D(x; sigma)|^2 / sigma^2, the part of the value that is not the trace.
+    """
+
+    value: Any
+    stderr: Any
+    residual: Any
+
+    @property
+    def trace(self) -> Array:
+        """The trace of dD/dx."""
+        return self.value - self.residual
+
+    @property
+    def off_manifold(self) -> Array:
+        """Whether x is not on the model's manifold (see `residual_bound`): no dimension then."""
+        return self.residual > residual_bound(self.trace)
+
+    @property
+    def negative(self) -> Array:
+        """Whether the value is below 0 by more than two standard errors: network error."""
+        return self.value < -2 * self.stderr - 1e-3
 
 
 class Curve(NamedTuple):
-    """A dimension as a function of the noise level; each field has the shape of `sigmas`."""
+    """A dimension as a function of the noise level; each field has the shape of `sigmas`.
 
-    sigmas: Array
-    value: Array
-    stderr: Array
+    Attributes:
+        sigmas: (S,) noise levels, in data units.
+        value: (S,) the dimension at each.
+        stderr: (S,) its standard error.
+        residual: (S,) |x - D(x; sigma)|^2 / sigma^2.
+    """
+
+    sigmas: Any
+    value: Any
+    stderr: Any
+    residual: Any
 
 
 def flipd(
@@ -39,7 +90,7 @@ def flipd(
     *,
     trace: linalg.Trace = linalg.exact(),  # noqa: B008 (a frozen value)
     key: Key | None = None,
-) -> Estimate:
+) -> Flipd:
     """FLIPD at one point and one noise level.
 
     Args:
@@ -53,8 +104,9 @@ def flipd(
         key: for a stochastic trace.
 
     Returns:
-        `Estimate(value, stderr)`; `stderr` is that of the trace (0 if deterministic) and does not
-        contain the bias in sigma, nor the network's error.
+        `Flipd(value, stderr, residual)`; `stderr` is that of the trace (0 if deterministic) and
+        does not contain the bias in sigma, nor the network's error.  `.off_manifold` says whether
+        the value is a dimension at all.
 
     Cost: one network evaluation and its linearisation, plus the products of the trace strategy.
     Differentiable in x, sigma and the denoiser's parameters.
@@ -64,13 +116,18 @@ def flipd(
         ValueError: if `x` has not the denoiser's shape, or sigma is not positive.
 
     >>> line = lambda x, sigma: x * jnp.array([1.0, 0.0, 0.0])     # a wide Gaussian on an axis
-    >>> flipd(line, jnp.array([0.3, 0.0, 0.0]), 0.1)
-    Estimate(value=Array(1., dtype=float32), stderr=Array(0., dtype=float32))
+    >>> result = flipd(line, jnp.array([0.3, 0.0, 0.0]), 0.1)
+    >>> result.value, result.stderr, bool(result.off_manifold)
+    (Array(1., dtype=float32), Array(0., dtype=float32), False)
+    >>> off = flipd(line, jnp.array([0.3, 0.2, 0.0]), 0.1)    # two sigma off the line
+    >>> off.value, bool(off.off_manifold)
+    (Array(5., dtype=float32), True)
     """
     x, sigma = check_point("flipd", denoiser, x, sigma)
     denoised, matvec = jax.linearize(lambda point: denoiser(point, sigma), x)
     dimension = trace(matvec, x, key=key)
-    return Estimate(dimension.value + squared_residual(x, denoised, sigma), dimension.stderr)
+    residual = squared_residual(x, denoised, sigma)
+    return Flipd(dimension.value + residual, dimension.stderr, residual)
 
 
 def squared_residual(x: Array, denoised: Array, sigma: Array) -> Array:
@@ -99,7 +156,7 @@ def flipd_curve(
         key: for a stochastic trace.
 
     Returns:
-        `Curve(sigmas, value, stderr)`, each (S,).
+        `Curve(sigmas, value, stderr, residual)`, each (S,).
 
     Cost: S times that of `flipd`; memory that of one noise level.
 
@@ -114,7 +171,6 @@ def flipd_curve(
             f"`flipd_curve(sigmas=...)` has shape {sigmas.shape}; "
             "it takes a vector of noise levels."
         )
-    value, stderr = jax.lax.map(
-        lambda sigma: flipd(denoiser, x, sigma, trace=trace, key=key), sigmas
+    return Curve(
+        sigmas, *jax.lax.map(lambda sigma: flipd(denoiser, x, sigma, trace=trace, key=key), sigmas)
     )
-    return Curve(sigmas, value, stderr)

@@ -75,7 +75,10 @@ def safe_sqrt(value: Array) -> Array:
 
 
 def jacobian(matvec: Matvec, like: Array, *, chunk_size: int = 32) -> Array:
-    """The operator as a (D, D) matrix, column j its product with the unit vector e_j."""
+    """The operator as a matrix, column j its product with the unit vector e_j.
+
+    Of shape (D, like.size) for an operator whose products have D entries, whatever their shapes.
+    """
     check_positive("jacobian", "chunk_size", chunk_size)
     columns = in_chunks(
         lambda index: product_with_unit(matvec, like, index), jnp.arange(like.size), chunk_size

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from matfree import decomp
 
 from mmh_jax.linalg.operator import (
     Trace,
@@ -21,6 +21,7 @@ from mmh_jax.linalg.operator import (
     in_chunks,
     jacobian_spectrum,
     mean_and_stderr,
+    safe_sqrt,
 )
 from mmh_jax.typing import Array, Estimate, Key, Matvec, check_key
 
@@ -65,31 +66,54 @@ class _FunctionLanczos:
     def __call__(self, matvec: Matvec, like: Array, *, key: Key | None = None) -> Estimate:
         key = check_key("a Lanczos trace", key)
         product = symmetrised(matvec, like)
-        decompose = decomp.tridiag_sym(min(self.order, like.size), custom_vjp=False)
+
+        def flat_product(v: Array) -> Array:
+            return product(v.reshape(like.shape)).reshape(-1)
 
         def tridiagonal(probe_key: Key) -> Array:
             probe = jax.random.rademacher(probe_key, (like.size,), like.dtype)
-            # The products keep the precision with which they were traced.
-            with jax.default_matmul_precision("highest"):
-                _, dense, *_ = decompose(
-                    lambda v: product(v.reshape(like.shape)).reshape(-1), probe
-                )
-            return _cut_at_breakdown(jnp.asarray(dense))
+            return _lanczos(flat_product, probe, min(self.order, like.size))
 
         keys = jax.random.split(key, self.num_probes)
-        nodes, weights = _gauss_rules(in_chunks(tridiagonal, keys, self.chunk_size))
+        tridiagonals = in_chunks(tridiagonal, keys, self.chunk_size)
+        nodes, weights = _gauss_rules(tridiagonals)
         samples = like.size * jnp.sum(weights * self.function(nodes), axis=-1)
         return mean_and_stderr(samples)
 
 
-def _cut_at_breakdown(tridiagonal: Array) -> Array:
-    """Without the rows that follow an exact breakdown.
+# Not matfree's Lanczos: the Jacobian of an exact denoiser has few different eigenvalues, so that
+# the Krylov space is exhausted after a few steps as a rule.  A vector that is then orthogonalised
+# once only is not orthogonal to the basis at all, and its row spoils the whole rule.
 
-    Where the Krylov space is exhausted Lanczos divides 0 by 0.  What came before is exact, and it
-    is not coupled to the rest: zeros there change no quadrature.  NaN of the network stays.
+
+def _lanczos(product: Matvec, start: Array, order: int) -> Array:
+    """The tridiagonal matrix, (order, order), of Lanczos steps from `start`, reorthogonalised.
+
+    Where the Krylov space is exhausted the rest is 0 and coupled to nothing: the quadrature is
+    exact.  NaN of the network stays.
     """
-    broken = jnp.isnan(tridiagonal) & ~jnp.isnan(tridiagonal[0, 0])
-    return jnp.where(broken, 0, tridiagonal)
+    eps = jnp.finfo(start.dtype).eps
+
+    def step(state: tuple[Array, Array, Array], index: Array) -> tuple[Any, Any]:
+        basis, v, scale = state
+        basis = basis.at[index].set(v)
+        image = product(v)
+        alpha = jnp.sum(v * image)
+        with jax.default_matmul_precision("highest"):
+            for _ in range(2):  # twice is enough (Kahan; Parlett)
+                image -= (basis @ image) @ basis
+        beta = safe_sqrt(jnp.sum(image**2))
+        scale = jnp.maximum(scale, jnp.abs(alpha) + beta)
+        exhausted = beta <= eps * scale
+        beta = jnp.where(exhausted, 0, beta)
+        v = jnp.where(exhausted, 0, image / jnp.where(exhausted, 1, beta))
+        return (basis, v, scale), (alpha, beta)
+
+    basis = jnp.zeros((order, start.size), start.dtype)
+    v = start / jnp.sqrt(jnp.sum(start**2))
+    state = (basis, v, jnp.zeros((), start.dtype))
+    _, (diagonal, off) = jax.lax.scan(step, state, jnp.arange(order))
+    return jnp.diag(diagonal) + jnp.diag(off[:-1], 1) + jnp.diag(off[:-1], -1)
 
 
 def _gauss_rules(tridiagonals: Array) -> tuple[Array, Array]:

@@ -1,0 +1,135 @@
+r"""What several noise levels say together: extrapolation, and LIDL.
+
+On a smooth manifold F(x; sigma) = d + c sigma^2 + O(sigma^4), with c from curvature and density.
+Two scales remove the first order (Richardson):
+
+    [r^2 F(sigma) - F(r sigma)] / (r^2 - 1)  =  d + O(sigma^4).
+
+LIDL (Tempczyk et al., ICML 2022, 2206.14882) fits a line to log rho_sigma(x) against log sigma and
+adds D to its slope.  Since d log rho / d log sigma = F - D, that least-squares slope is a fixed
+average of F over the range, with weights that are parabolic in log sigma: a FLIPD curve needs no
+density, and no further model.  From log-likelihoods (`sample.log_density`) it is the cross-check.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mmh_jax import linalg
+from mmh_jax.lid.flipd import Curve, flipd, squared_residual
+from mmh_jax.typing import Array, ArrayLike, Denoiser, Estimate, Key, check_point
+
+__all__ = ["lidl", "lidl_from_density", "lidl_weights", "richardson"]
+
+
+def richardson(
+    denoiser: Denoiser,
+    x: ArrayLike,
+    sigma: ArrayLike,
+    *,
+    ratio: float = 2.0,
+    trace: linalg.Trace = linalg.exact(),  # noqa: B008
+    key: Key | None = None,
+) -> Estimate:
+    """FLIPD extrapolated from two noise levels, sigma and ratio * sigma.
+
+    Prefer it where the curve still bends: the bias falls from O(sigma^2) to O(sigma^4).  It
+    multiplies the network's error at sigma by up to r^2 / (r^2 - 1), 4/3 for a ratio of 2.
+
+    Args:
+        denoiser: the model.
+        x: one point.
+        sigma: the smaller noise level, in data units.
+        ratio: r, above 1.
+        trace: as in `flipd`.  A linear strategy is applied once, to the combined Jacobian, so that
+            its standard error is that of the combination; a projecting one to each Jacobian with
+            common probes, whose errors are then taken as perfectly correlated.
+        key: for a stochastic trace.
+
+    Cost: two network evaluations and twice the products.
+
+    Raises:
+        TypeError, ValueError: as `flipd`; or if `ratio` is not above 1.
+
+    >>> ball = lambda x, sigma: x / (1 + sigma**2)              # F = 2 / (1 + sigma^2) at 0
+    >>> round(float(richardson(ball, jnp.zeros(2), 0.2).value), 3), round(2 / 1.04, 3)
+    (1.989, 1.923)
+    """
+    x, sigma = check_point("richardson", denoiser, x, sigma)
+    if not ratio > 1:
+        raise ValueError(f"`richardson(ratio={ratio})` must be above 1: the two levels differ.")
+    near, far = ratio**2 / (ratio**2 - 1), 1 / (ratio**2 - 1)
+    if not getattr(trace, "is_linear", True):
+        first = flipd(denoiser, x, sigma, trace=trace, key=key)
+        second = flipd(denoiser, x, ratio * sigma, trace=trace, key=key)
+        return Estimate(
+            near * first.value - far * second.value,
+            jnp.abs(near * first.stderr - far * second.stderr),
+        )
+
+    def combined(point: Array) -> tuple[Array, tuple[Array, Array]]:
+        first, second = denoiser(point, sigma), denoiser(point, ratio * sigma)
+        return near * first - far * second, (first, second)
+
+    _, matvec, (first, second) = jax.linearize(combined, x, has_aux=True)
+    dimension = trace(matvec, x, key=key)
+    residual = near * squared_residual(x, first, sigma) - far * squared_residual(
+        x, second, ratio * sigma
+    )
+    return Estimate(dimension.value + residual, dimension.stderr)
+
+
+def lidl_weights(sigmas: ArrayLike) -> Array:
+    """The weights, (S,), with which LIDL averages FLIPD over these noise levels; they sum to 1.
+
+    With u = log sigma, the least-squares slope of the trapezoidal integral of F - D.
+
+    >>> lidl_weights(jnp.array([1.0, 2.0, 4.0])).round(3)
+    Array([0.25, 0.5 , 0.25], dtype=float32)
+    """
+    u = jnp.log(jnp.asarray(sigmas))
+    if u.ndim != 1 or u.size < 2:
+        raise ValueError(f"`sigmas` has shape {u.shape}; LIDL needs a vector of at least 2 levels.")
+    centred = u - jnp.mean(u)
+    # Step j of the integral, between u_j and u_{j+1}, enters log rho at all later levels.
+    after = jnp.cumsum(centred[::-1])[::-1][1:]
+    steps = after * jnp.diff(u) / jnp.sum(centred**2)
+    return (jnp.pad(steps, (0, 1)) + jnp.pad(steps, (1, 0))) / 2
+
+
+def lidl(curve: Curve) -> Estimate:
+    """LIDL from a FLIPD curve: its average with `lidl_weights` over the noise levels.
+
+    Bias: that of FLIPD, averaged over the whole range: larger than that of FLIPD at the smallest
+    level.  The standard error takes the errors at all levels as perfectly correlated, as they
+    nearly are with common probes.
+
+    Args:
+        curve: from `flipd_curve`, over the range in which LIDL would have trained its densities.
+
+    >>> sigmas = jnp.geomspace(0.01, 0.1, 5)
+    >>> lidl(Curve(sigmas, jnp.full(5, 3.0), jnp.zeros(5), jnp.zeros(5))).value.round(4)
+    Array(3., dtype=float32)
+    """
+    weights = lidl_weights(curve.sigmas)
+    # The sums run over the last axis, so that curves of many points are taken as well.
+    return Estimate(jnp.sum(weights * curve.value, -1), jnp.sum(weights * curve.stderr, -1))
+
+
+def lidl_from_density(sigmas: ArrayLike, log_density: ArrayLike, ambient_dim: int) -> Array:
+    """D plus the least-squares slope of log rho_sigma(x) against log sigma.
+
+    Args:
+        sigmas: (S,) noise levels.
+        log_density: (..., S), log rho_sigma(x) at each of them, as from `sample.log_density` or an
+            exact distribution of `analytic`.
+        ambient_dim: D.
+
+    >>> sigmas = jnp.array([0.1, 0.2, 0.4])             # an atom at x in R^3
+    >>> lidl_from_density(sigmas, -3 * jnp.log(sigmas), 3).round(4)
+    Array(0., dtype=float32)
+    """
+    u = jnp.log(jnp.asarray(sigmas))
+    centred = u - jnp.mean(u)
+    return ambient_dim + jnp.sum(centred * jnp.asarray(log_density), -1) / jnp.sum(centred**2)
