@@ -547,3 +547,22 @@ def test_lanczos_survives_a_projection_in_float32():
     value, stderr = trace(matvec, like, key=jax.random.key(0))
     assert abs(value - 120) < 3 * stderr
     assert stderr < 0.6
+
+
+def test_above_noise_removes_rectified_noise_and_leaves_exact_denoisers(x64):
+    rng = np.random.default_rng(8)
+    noise = rng.normal(size=(200, 200)) * 0.1 / np.sqrt(200)
+    exact = symmetric(20 * [0.95] + 180 * [0.0])
+    noisy = exact + (noise + noise.T) / np.sqrt(2)
+    rectified = linalg.positive_exact()(*operator(noisy)).value
+    kept = linalg.positive_exact(above_noise=True)(*operator(noisy)).value
+    edge = -float(np.linalg.eigvalsh(noisy)[0])
+    np.testing.assert_allclose(edge, 0.2, rtol=0.1)  # the semicircle's
+    # 180 directions of semicircle noise, rectified; and what noise does to 20 large eigenvalues.
+    np.testing.assert_allclose(rectified - kept, 180 * 2 * edge / (3 * np.pi), rtol=0.15)
+    np.testing.assert_allclose(kept, 19 + 20 * edge**2 / (4 * 0.95), rtol=0.01)
+    for trace in (linalg.positive_exact(above_noise=True), linalg.positive_exact()):
+        np.testing.assert_allclose(trace(*operator(exact)).value, 19, rtol=1e-10)
+    lanczos = linalg.positive_lanczos(200, 24, above_noise=True)
+    value, stderr = lanczos(*operator(noisy), key=jax.random.key(0))
+    assert abs(value - kept) < 3 * stderr + 0.01 * kept

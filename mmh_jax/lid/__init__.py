@@ -18,15 +18,19 @@ from mmh_jax.lid.mle import mle, mle_mean
 from mmh_jax.lid.multiscale import lidl, lidl_from_density, lidl_weights, richardson
 from mmh_jax.lid.neighbors import Neighbors, nearest_neighbors
 from mmh_jax.lid.normal_bundle import normal_bundle_spectrum
+from mmh_jax.lid.plateau import AtPlateau, Plateau, at_plateau, knee, plateaus
 from mmh_jax.lid.scale import choose_scale, relative_slope
 
 __all__ = [
+    "AtPlateau",
     "Curve",
     "Flipd",
     "Inverse",
     "Neighbors",
+    "Plateau",
     "Spectrum",
     "TangentSpace",
+    "at_plateau",
     "choose_scale",
     "decoder_spectrum",
     "denoising_loss",
@@ -34,6 +38,7 @@ __all__ = [
     "flipd_curve",
     "invert",
     "jacobian_spectrum",
+    "knee",
     "lidl",
     "lidl_from_density",
     "lidl_weights",
@@ -42,6 +47,7 @@ __all__ = [
     "nearest_neighbors",
     "normal_bundle_spectrum",
     "participation_ratio",
+    "plateaus",
     "rank_at_noise",
     "rank_by_gap",
     "rank_by_threshold",

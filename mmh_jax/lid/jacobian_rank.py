@@ -68,6 +68,16 @@ class Spectrum(NamedTuple):
         """FLIPD with the negative eigenvalues, which are network error, left out."""
         return jnp.sum(jnp.maximum(self.eigenvalues, 0), axis=-1) + self.residual
 
+    @property
+    def thresholded_flipd(self) -> Array:
+        """FLIPD from the eigenvalues that exceed in size the most negative one.
+
+        Projected FLIPD without the rectified noise; see `linalg.positive_exact(above_noise=True)`.
+        """
+        edge = jnp.maximum(-self.eigenvalues[..., -1:], 0)
+        kept = jnp.where(self.eigenvalues > edge, self.eigenvalues, 0)
+        return jnp.sum(kept, axis=-1) + self.residual
+
 
 def jacobian_spectrum(
     denoiser: Denoiser, x: ArrayLike, sigma: ArrayLike, *, chunk_size: int = 32

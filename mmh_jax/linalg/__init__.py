@@ -15,7 +15,8 @@ positive semi-definite, with about d eigenvalues near 1 and the others near 0.  
 | `positive_lanczos` | 2 K order            | about sqrt(2 d / K)         | trained, D large     |
 
 `positive_exact` projects: it sums the positive eigenvalues of the symmetrised Jacobian.  On an
-exact denoiser that changes nothing; on a trained one, what it removes is network error.
+exact denoiser that changes nothing; on a trained one, what it removes is network error.  With
+`above_noise=True` it leaves out, too, what is no larger than the most negative eigenvalue.
 """
 
 from mmh_jax.linalg.hutchinson import exact, hutchpp, rademacher
