@@ -134,13 +134,20 @@ def test_lidl_from_likelihoods_from_exact_densities_and_from_flipd(x64):
     assert abs(curve - truth) < bound
 
 
-def test_its_gradient_is_the_score(x64):
+def test_its_derivatives_are_the_score_flipd_and_those_of_the_exact_density(x64):
     model = plane()
     x, sigma = model.mean + 0.3, 0.4
-    score = jax.jit(
-        jax.grad(lambda x: sample.log_density(model, x, sigma, sigma_max=300.0, prior_std=1.0))
-    )(x)
-    np.testing.assert_allclose(score, (model(x, sigma) - x) / sigma**2, atol=0.02)
+
+    def value(x, sigma, scales):
+        options = {"sigma_max": 300.0, "prior_mean": model.mean, "prior_std": 0.7}
+        return sample.log_density(model.replace(scales=scales), x, sigma, **options)
+
+    gradients = jax.jit(jax.grad(value, (0, 1, 2)))(x, sigma, model.scales)
+    np.testing.assert_allclose(gradients[0], (model(x, sigma) - x) / sigma**2, atol=1e-3)
+    slope = AMBIENT + sigma * gradients[1]
+    np.testing.assert_allclose(slope, lid.flipd(model, x, sigma).value, atol=1e-3)
+    exact = jax.grad(lambda s: model.replace(scales=s).log_density(x, sigma))(model.scales)
+    np.testing.assert_allclose(gradients[2], exact, atol=1e-3)
 
 
 def test_jit_and_vmap_over_points_and_levels_change_nothing(x64):
