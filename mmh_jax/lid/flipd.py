@@ -28,8 +28,10 @@ def residual_bound(trace: ArrayLike) -> Array:
     """What |x - D|^2 / sigma^2 hardly exceeds at a point of the model, given the trace of dD/dx.
 
     For a Gaussian with Jacobian eigenvalues g_i the residual at a point of it is sum g_i (1 - g_i)
-    z_i^2, z standard normal: of mean at most tr/4 and variance at most tr/8.  The bound is three
-    standard deviations above, and one half more, the dimension by which FLIPD is then off.
+    z_i^2, z standard normal.  If all g_i exceed 3/4, that is, sigma is below .58 of all scales, its
+    mean is at most tr/4 and its variance at most tr/8.  The bound is three standard deviations
+    above, and one half more, the dimension by which FLIPD is then off.  At a larger sigma points of
+    the model may exceed it: 8% of them for 8 equal scales at sigma = scale, where the mean is tr/2.
 
     >>> residual_bound(jnp.array([0.0, 8.0]))
     Array([0.5, 5.5], dtype=float32)
