@@ -31,7 +31,7 @@ __all__ = ["Audit", "Lid", "Train", "main"]
 
 Source = Annotated[str, tyro.conf.Positional]
 PresetName = Annotated[str, tyro.conf.arg(metavar="{smoke,cpu,accelerator}")]
-Method = Literal["flipd", "projected", "rank"]
+Method = Literal["flipd", "projected", "thresholded", "rank"]
 
 _STAGES = {
     "model": "training",
@@ -84,8 +84,9 @@ class Train:
 class Lid:
     """Measure the local intrinsic dimension of a saved model at the points of a data set.
 
-    Writes one row for each point: its index, label if there is one, a column for each method, and
-    the residual |x - D(x)|^2 / sigma^2, which is large where x is off the model's manifold.
+    Writes one row for each point: its index, label if there is one, a column for each method, the
+    residual |x - D(x)|^2 / sigma^2, and whether that is too large for a point of the model's
+    manifold, off which there is no dimension.
 
     Attributes:
         model: The folder of a model, as `mmh-jax train` writes it.
@@ -93,7 +94,8 @@ class Lid:
         out: The CSV file to write.
         sigma: Noise level in data units; `auto` takes the one where LID_theta depends least on it.
         method: One or more of: flipd, the trace of the denoiser's Jacobian plus the residual;
-            projected, the same without negative eigenvalues; rank, the eigenvalues above one half.
+            projected, the same without negative eigenvalues; thresholded, also without those
+            smaller in size than the most negative one; rank, the eigenvalues above one half.
         num_points: Measure at so many points, chosen at random; by default at all.
         seed: Of this choice, and of the points at which sigma is chosen.
         overwrite: Replace the file.
@@ -113,7 +115,7 @@ class Lid:
         report = _library()
         start = time.monotonic()
         with _progress() as progress:
-            sigma, columns = report.lid_theta(
+            sigma, columns, diagnostics = report.lid_theta(
                 self.model,
                 self.source,
                 self.out,
@@ -126,6 +128,7 @@ class Lid:
             )
         rows = {f"median LID_theta, {name}": _median(columns[name]) for name in self.method}
         rows |= {"points": len(columns["index"]), "sigma": f"{sigma:.4g}"}
+        rows |= {"diagnostics": _diagnosis(diagnostics)}
         rows |= {"seconds": f"{time.monotonic() - start:.0f}", "file": self.out}
         _print_table(f"{self.model} at {self.source}", rows)
 
@@ -172,6 +175,7 @@ class Audit:
             "median LID_*": f"{summary['lid_star']['0.5']:.2f}",
             **{title: count for title, count in summary["verdicts"].items() if count},
             "sigma": f"{summary['sigma']:.4g}",
+            "diagnostics": _diagnosis(summary["diagnostics"]),
             "seconds": f"{time.monotonic() - start:.0f}",
             "report": self.out,
         }
@@ -257,6 +261,21 @@ def _print_table(title: str, rows: dict[str, Any]) -> None:
 def _median(values: Any) -> str:
     finite = sorted(value for value in map(float, values) if math.isfinite(value))
     return f"{finite[len(finite) // 2]:.2f}" if finite else "none is finite"
+
+
+def _diagnosis(found: dict[str, Any]) -> str:
+    """`measure.diagnostics` as one line."""
+    parts = [
+        f"{found[name]} of {found['num_points']} points {what}"
+        for name, what in (
+            ("off_manifold", "off the model's manifold"),
+            ("negative_flipd", "with negative FLIPD"),
+        )
+    ]
+    parts.append(f"asymmetry of the Jacobian {found['asymmetry']:.2f}")
+    if found["sigma_outside_training"]:
+        parts.append("sigma outside the trained range")
+    return "; ".join(parts)
 
 
 @contextlib.contextmanager

@@ -122,6 +122,11 @@ def test_the_summary_is_complete(finished):
     }
     assert summary["environment"]["jax"] == jax.__version__
     assert summary["sigmas"][0] < summary["sigma"] == summary["sigmas"][1] < summary["sigmas"][2]
+    found = summary["diagnostics"]
+    assert found["num_points"] == summary["num_points"]
+    assert 0 <= found["off_manifold"] <= found["num_points"]
+    assert 0 < found["asymmetry"] < 1
+    assert found["sigma_outside_training"] is False
     assert set(summary["timings"]) == {"model", "lid_star", "sigma", "lid_theta", "figure"}
     lid_theta = [float(row["lid_theta"]) for row in rows_of(finished / "out")]
     assert summary["lid_theta"]["0.5"] == pytest.approx(np.median(lid_theta), rel=1e-5)

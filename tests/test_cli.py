@@ -266,20 +266,30 @@ def test_train_writes_a_model_of_so_many_steps_that_lid_reads(here, capsys):
     training = train.load_config("new").training
     assert (training["num_steps"], training["seed"]) == (20, 5)
 
-    methods = ["flipd", "projected", "rank"]
+    methods = ["flipd", "projected", "thresholded", "rank"]
     command = ["lid", "new", "points.npy", "--out", "tables/lid.csv", "--sigma", "0.3", "--method"]
     assert main([*command, *methods]) == 0
-    assert "0.3" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "0.3" in printed
+    assert "of 60 points off the model's manifold" in printed
+    assert "asymmetry of the Jacobian" in printed
+    assert "outside the trained range" not in printed
     with (here / "tables" / "lid.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["index", *methods, "residual"]
+    assert list(rows[0]) == ["index", *methods, "residual", "off_manifold"]
     assert [int(row["index"]) for row in rows] == list(range(60))
     expected = lid.jacobian_spectrum(train.load("new"), POINTS[7], 0.3)
-    found = [float(rows[7][name]) for name in ("flipd", "projected", "residual")]
-    np.testing.assert_allclose(
-        found, [expected.flipd, expected.projected_flipd, expected.residual], rtol=1e-4, atol=1e-4
-    )
+    found = [float(rows[7][name]) for name in ("flipd", "projected", "thresholded", "residual")]
+    dimensions = (expected.flipd, expected.projected_flipd, expected.thresholded_flipd)
+    np.testing.assert_allclose(found, [*dimensions, expected.residual], rtol=1e-4, atol=1e-4)
+    assert int(rows[7]["off_manifold"]) == expected.off_manifold
     assert int(rows[7]["rank"]) == lid.rank_by_threshold(expected.eigenvalues)
+
+    far = ["lid", "new", "points.npy", "--out", "far.csv", "--sigma", "1e4", "--num-points", "5"]
+    assert main(far) == 0
+    assert "sigma outside the trained range" in " ".join(
+        capsys.readouterr().out.replace("│", " ").split()
+    )
 
 
 def test_lid_chooses_a_scale_and_points_by_the_seed(here, capsys):
@@ -290,7 +300,7 @@ def test_lid_chooses_a_scale_and_points_by_the_seed(here, capsys):
     one, two = (Path(name).read_bytes() for name in ("one.csv", "two.csv"))
     assert one == two
     rows = list(csv.DictReader(one.decode().splitlines()))
-    assert list(rows[0]) == ["index", "label", "projected", "residual"]
+    assert list(rows[0]) == ["index", "label", "projected", "residual", "off_manifold"]
     assert len(rows) == 11
     assert all(int(row["label"]) == int(row["index"]) % 7 for row in rows)
 

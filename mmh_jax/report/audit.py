@@ -98,9 +98,14 @@ def audit(
     }
     work = output.claim(out, output.AUDIT, settings, overwrite=overwrite)
     run = _Run(data, out, work, settings, Stages(progress))
-    columns, levels = run.all_stages(given)
+    columns, levels, diagnostics = run.all_stages(given)
     summary = {"format": output.AUDIT.format} | summary_of(
-        columns, settings=settings, command=command, sigmas=levels, timings=run.stages.timings
+        columns,
+        settings=settings,
+        command=command,
+        sigmas=levels,
+        timings=run.stages.timings,
+        diagnostics=diagnostics,
     )
     write_json(out / "summary.json", summary)
     shutil.rmtree(work, ignore_errors=True)
@@ -131,8 +136,10 @@ class _Run(NamedTuple):
     settings: dict[str, Any]
     stages: Stages
 
-    def all_stages(self, given: Model | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Write all but the summary; return the columns of `points.csv`, and the noise levels."""
+    def all_stages(
+        self, given: Model | None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
+        """Write all but the summary; return the columns of `points.csv`, levels, diagnostics."""
         model = self.train() if given is None else given
         num_points, seed = self.settings["num_points"], self.settings["seed"]
         index = measure.random_subset(len(self.data.points), num_points, seed=seed)
@@ -143,7 +150,7 @@ class _Run(NamedTuple):
         write_csv(self.out / "points.csv", columns)
         with self.stages("figure"):
             self.draw(index, measured.lid, lid_star, verdicts)
-        return columns, levels
+        return columns, levels, measure.diagnostics(measured, 1, float(levels[1]), model[1])
 
     def train(self) -> Model:
         """The model of `out/model`, trained if it is not there yet."""

@@ -20,7 +20,7 @@ from mmh_jax.report.files import read_array, write_array
 from mmh_jax.train import ModelConfig
 from mmh_jax.typing import Estimate
 
-__all__ = ["Measured", "choose_levels", "measure", "random_subset", "spectra"]
+__all__ = ["Measured", "choose_levels", "diagnostics", "measure", "random_subset", "spectra"]
 
 NUM_LEVELS = 15
 NUM_SUBSET = 128
@@ -35,15 +35,21 @@ class Measured(NamedTuple):
 
     Attributes:
         projected: FLIPD without the negative eigenvalues.
+        thresholded: FLIPD without those smaller in size than the most negative one, too.
         flipd: FLIPD.
         rank: how many eigenvalues exceed one half.
         residual: |x - D(x; sigma)|^2 / sigma^2; large where x is off the model's manifold.
+        off_manifold: 1 where it is too large for a point of the manifold, else 0.
+        asymmetry: of the Jacobian, 0 to 1; see `lid.Spectrum`.
     """
 
     projected: np.ndarray
+    thresholded: np.ndarray
     flipd: np.ndarray
     rank: np.ndarray
     residual: np.ndarray
+    off_manifold: np.ndarray
+    asymmetry: np.ndarray
 
     @property
     def lid(self) -> Estimate:
@@ -144,7 +150,37 @@ def measure(
     return Measured(*np.concatenate(blocks, axis=1))
 
 
+def diagnostics(measured: Measured, column: int, sigma: float, config: ModelConfig) -> dict:
+    """What says whether to believe the dimensions at one noise level.
+
+    Args:
+        measured: at N points.
+        column: which of its noise levels.
+        sigma: that level, in data units.
+        config: of the model, for the range of its training.
+
+    Returns:
+        `off_manifold` and `negative_flipd`, numbers of points; `asymmetry`, the median over points;
+        `sigma_outside_training`, a boolean.
+    """
+    return {
+        "num_points": len(measured.flipd),
+        "off_manifold": int(np.sum(measured.off_manifold[:, column] > 0)),
+        "negative_flipd": int(np.sum(measured.flipd[:, column] < 0)),
+        "asymmetry": float(np.median(measured.asymmetry[:, column])),
+        "sigma_outside_training": not config.sigma_min * 0.999 <= sigma <= config.sigma_max * 1.001,
+    }
+
+
 def _read(spectrum: lid.Spectrum) -> np.ndarray:
     rank = lid.rank_by_threshold(spectrum.eigenvalues)
-    fields = (spectrum.projected_flipd, spectrum.flipd, rank, spectrum.residual)
+    fields = (
+        spectrum.projected_flipd,
+        spectrum.thresholded_flipd,
+        spectrum.flipd,
+        rank,
+        spectrum.residual,
+        spectrum.off_manifold,
+        spectrum.asymmetry,
+    )
     return np.stack([np.asarray(field, np.float32) for field in fields])

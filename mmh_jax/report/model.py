@@ -96,7 +96,7 @@ def lid_theta(
     num_points: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> tuple[float, dict[str, np.ndarray]]:
+) -> tuple[float, dict[str, np.ndarray], dict[str, Any]]:
     """LID_theta of a saved model at the points of a data set, as a CSV file.
 
     Args:
@@ -105,13 +105,14 @@ def lid_theta(
         out: the file to write.
         seed: of the choice of points.
         sigma: the noise level in data units; None chooses it.
-        methods: of `flipd`, `projected` and `rank`; a column each.
+        methods: of `flipd`, `projected`, `thresholded` and `rank`; a column each.
         num_points: how many points, chosen at random; None for all.
         overwrite: whether the file may be replaced.
         progress: called as `progress(stage, done, total, note)`.
 
     Returns:
-        `(sigma, columns)`: the noise level, and what was written.
+        `(sigma, columns, diagnostics)`: the noise level, what was written, and what says whether to
+        believe it (see `measure.diagnostics`).
 
     Raises:
         ValueError, OSError: for what cannot be used or written; before any work.
@@ -144,8 +145,8 @@ def lid_theta(
     columns = {"index": index}
     if data.labels is not None:
         columns["label"] = np.asarray(data.labels)[index]
-    for name in (*methods, "residual"):
+    for name in (*methods, "residual", "off_manifold"):
         values = getattr(measured, name)[:, 0]
-        columns[name] = values.astype(int) if name == "rank" else values
+        columns[name] = values.astype(int) if name in ("rank", "off_manifold") else values
     write_csv(out, columns)
-    return sigma, columns
+    return sigma, columns, measure.diagnostics(measured, 0, sigma, config)

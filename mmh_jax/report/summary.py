@@ -47,6 +47,7 @@ def columns_of(
             "lid_theta_raw": measured.flipd[:, 1],
             "jacobian_rank": measured.rank[:, 1].astype(int),
             "residual": measured.residual[:, 1],
+            "off_manifold": measured.off_manifold[:, 1].astype(int),
             "lid_star": lid_star.value,
             "lid_star_stderr": lid_star.stderr,
             "z": np.asarray(verdicts.z),
@@ -82,6 +83,7 @@ def summary_of(
     command: str,
     sigmas: np.ndarray,
     timings: dict[str, float],
+    diagnostics: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of `summary.json`; timings are those of the run that finished, in seconds."""
     titles = list(columns["verdict"])
@@ -93,6 +95,7 @@ def summary_of(
         "sigmas": [float(sigma) for sigma in sigmas],
         "num_points": len(titles),
         "verdicts": {label.title: titles.count(label.title) for label in Label},
+        "diagnostics": diagnostics,
         "lid_theta": _quantiles(columns["lid_theta"]),
         "lid_star": _quantiles(columns["lid_star"]),
         "timings": {stage: round(seconds, 3) for stage, seconds in timings.items()},
