@@ -43,6 +43,7 @@ __all__ = [
     "from_function",
     "from_linen",
     "from_nnx",
+    "is_guided",
     "precondition",
     "score",
     "v",
@@ -279,6 +280,16 @@ def precondition(
     )
 
 
+def is_guided(denoiser: Any) -> bool:
+    """Whether a denoiser is `Guided`, or wraps one that is: no density's, then, in general.
+
+    >>> near, far = (lambda x, sigma: x), (lambda x, sigma: 0 * x)
+    >>> is_guided(Affine(Guided(near, far, 3.0), 0.0, 2.0)), is_guided(near)
+    (True, False)
+    """
+    return bool(getattr(denoiser, "is_guided", False))
+
+
 @struct.dataclass
 class Affine:
     """A denoiser of y seen in data units x = shift + scale * y.
@@ -300,6 +311,11 @@ class Affine:
     def shape(self) -> tuple[int, ...] | None:
         """The shape of a point, if the inner denoiser says it."""
         return getattr(self.inner, "shape", None)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the inner denoiser is guided."""
+        return is_guided(self.inner)
 
     def __call__(self, x: Array, sigma: ArrayLike) -> Array:
         """The inner denoiser's answer, in data units."""
@@ -338,6 +354,11 @@ class Guided:
     conditional: Any
     unconditional: Any
     guidance_scale: ArrayLike = 1.0
+
+    @property
+    def is_guided(self) -> bool:
+        """True: a guided field is in general no density's."""
+        return True
 
     @property
     def shape(self) -> tuple[int, ...] | None:

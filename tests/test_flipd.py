@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmh_jax import lid, linalg
+from mmh_jax import denoise, lid, linalg
 
 DIM, AMBIENT = 4, 12
 
@@ -61,7 +61,7 @@ def test_stochastic_traces_agree_within_their_errors(x64):
     def estimate(key):
         return lid.flipd(denoiser, x, 0.5, trace=linalg.rademacher(16), key=key)
 
-    value, stderr, _ = jax.jit(jax.vmap(estimate))(keys)
+    value, stderr, *_ = jax.jit(jax.vmap(estimate))(keys)
     pooled = jnp.std(value) / jnp.sqrt(value.size)
     assert jnp.abs(value.mean() - truth) < 4 * pooled
     assert 0.9 < jnp.sqrt(jnp.mean(stderr**2)) / jnp.std(value) < 1.35
@@ -165,3 +165,21 @@ def test_errors_name_argument_fault_and_cure():
         lid.flipd(Shaped(), jnp.zeros(3, jnp.int32), 0.1)
     with pytest.raises(TypeError, match=r"key=jax\.random\.key"):
         lid.flipd(Shaped(), jnp.zeros(3), 0.1, trace=linalg.rademacher(4))
+
+
+def test_a_result_says_whether_to_believe_it(x64):
+    denoiser, x, *_ = gaussian()
+    on = lid.flipd(denoiser, x, 0.1)
+    assert not on.off_manifold
+    assert not on.negative
+    assert on.guided == 0
+    np.testing.assert_allclose(on.trace + on.residual, on.value)
+    normal = np.linalg.svd(jax.jacfwd(lambda y: denoiser(y, 0.1))(x))[2][-1]
+    off = lid.flipd(denoiser, x + 0.5 * jnp.asarray(normal), 0.1)
+    assert off.off_manifold
+    np.testing.assert_allclose(off.value - on.value, 25, rtol=1e-6)
+    assert lid.flipd(lambda y, sigma: -0.2 * y, 0 * x, 0.1).negative
+    guided = denoise.Guided(denoiser, lambda y, sigma: 0 * y, 3.0)
+    assert lid.flipd(guided, x, 0.1).guided == 1
+    curve = lid.flipd_curve(denoise.Affine(guided), x, [0.1, 0.2])
+    np.testing.assert_array_equal(curve.guided, [1, 1])

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from mmh_jax import linalg
+from mmh_jax.denoise import is_guided
 from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_point
 
 __all__ = ["Curve", "Flipd", "flipd", "flipd_curve", "residual_bound"]
@@ -47,11 +48,13 @@ class Flipd(NamedTuple):
         value: the dimension.
         stderr: its standard error from random probes (0 if there are none).
         residual: |x - D(x; sigma)|^2 / sigma^2, the part of the value that is not the trace.
+        guided: 1 if the field is classifier-free-guided, and so in general no density's; else 0.
     """
 
     value: Any
     stderr: Any
     residual: Any
+    guided: Any = 0
 
     @property
     def trace(self) -> Array:
@@ -77,12 +80,14 @@ class Curve(NamedTuple):
         value: (S,) the dimension at each.
         stderr: (S,) its standard error.
         residual: (S,) |x - D(x; sigma)|^2 / sigma^2.
+        guided: (S,) whether the field is guided, as in `Flipd`.
     """
 
     sigmas: Any
     value: Any
     stderr: Any
     residual: Any
+    guided: Any = 0
 
 
 def flipd(
@@ -106,9 +111,9 @@ def flipd(
         key: for a stochastic trace.
 
     Returns:
-        `Flipd(value, stderr, residual)`; `stderr` is that of the trace (0 if deterministic) and
-        does not contain the bias in sigma, nor the network's error.  `.off_manifold` says whether
-        the value is a dimension at all.
+        `Flipd(value, stderr, residual, guided)`; `stderr` is that of the trace (0 if deterministic)
+        and does not contain the bias in sigma, nor the network's error.  `.off_manifold` says
+        whether the value is a dimension at all.
 
     Cost: one network evaluation and its linearisation, plus the products of the trace strategy.
     Differentiable in x, sigma and the denoiser's parameters.
@@ -129,7 +134,8 @@ def flipd(
     denoised, matvec = jax.linearize(lambda point: denoiser(point, sigma), x)
     dimension = trace(matvec, x, key=key)
     residual = squared_residual(x, denoised, sigma)
-    return Flipd(dimension.value + residual, dimension.stderr, residual)
+    guided = jnp.asarray(is_guided(denoiser), int)
+    return Flipd(dimension.value + residual, dimension.stderr, residual, guided)
 
 
 def squared_residual(x: Array, denoised: Array, sigma: Array) -> Array:
@@ -158,7 +164,7 @@ def flipd_curve(
         key: for a stochastic trace.
 
     Returns:
-        `Curve(sigmas, value, stderr, residual)`, each (S,).
+        `Curve(sigmas, value, stderr, residual, guided)`, each (S,).
 
     Cost: S times that of `flipd`; memory that of one noise level.
 
