@@ -77,6 +77,17 @@ def test_richardson_is_its_combination_for_linear_and_projecting_traces(x64, rat
         assert result.stderr == 0
 
 
+@pytest.mark.parametrize("trace", [linalg.positive_exact(), linalg.positive_lanczos(2, 4)])
+def test_richardson_never_runs_two_eigenproblems_at_once(trace):
+    """Mapped over 64 points in R^32, two of them hang within seconds on a CPU of two cores."""
+
+    def run(x, key):
+        return lid.richardson(lambda y, sigma: jnp.tanh(y), x, 0.1, trace=trace, key=key)
+
+    program = str(jax.make_jaxpr(run)(jnp.ones(AMBIENT), jax.random.key(0)))
+    assert program.count("eigh[") == 1
+
+
 @pytest.mark.parametrize("trace", [linalg.rademacher(16), linalg.positive_lanczos(16, 5)])
 def test_the_standard_error_of_richardson_is_calibrated(x64, trace):
     model = gaussian()

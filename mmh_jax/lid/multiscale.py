@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from mmh_jax import linalg
-from mmh_jax.lid.flipd import Curve, flipd, squared_residual
+from mmh_jax.lid.flipd import Curve, flipd_curve, squared_residual
 from mmh_jax.typing import Array, ArrayLike, Denoiser, Estimate, Key, check_point
 
 __all__ = ["lidl", "lidl_from_density", "lidl_weights", "richardson"]
@@ -61,11 +61,13 @@ def richardson(
         raise ValueError(f"`richardson(ratio={ratio})` must be above 1: the two levels differ.")
     near, far = ratio**2 / (ratio**2 - 1), 1 / (ratio**2 - 1)
     if not getattr(trace, "is_linear", True):
-        first = flipd(denoiser, x, sigma, trace=trace, key=key)
-        second = flipd(denoiser, x, ratio * sigma, trace=trace, key=key)
+        # In a loop, one after the other: on a CPU two eigenproblems at once, both mapped over
+        # points, deadlock now and then (jaxlib 0.10).
+        levels = jnp.stack([sigma, ratio * sigma])
+        curve = flipd_curve(denoiser, x, levels, trace=trace, key=key)
         return Estimate(
-            near * first.value - far * second.value,
-            jnp.abs(near * first.stderr - far * second.stderr),
+            near * curve.value[0] - far * curve.value[1],
+            jnp.abs(near * curve.stderr[0] - far * curve.stderr[1]),
         )
 
     def combined(point: Array) -> tuple[Array, tuple[Array, Array]]:
