@@ -77,6 +77,29 @@ def test_richardson_is_its_combination_for_linear_and_projecting_traces(x64, rat
         assert result.stderr == 0
 
 
+def count(name, jaxpr):
+    """How often a program calls a primitive, one in a loop counted once."""
+    inner = jax.tree.leaves(
+        [list(eqn.params.values()) for eqn in jaxpr.eqns],
+        is_leaf=lambda value: hasattr(value, "eqns"),
+    )
+    programs = [value for value in inner if hasattr(value, "eqns")]
+    programs = [getattr(program, "jaxpr", program) for program in programs]
+    calls = sum(eqn.primitive.name == name for eqn in jaxpr.eqns)
+    return calls + sum(count(name, program) for program in programs)
+
+
+@pytest.mark.parametrize("trace", [linalg.positive_exact(), linalg.positive_lanczos(2, 4)])
+def test_richardson_never_runs_two_eigenproblems_at_once(trace):
+    """Mapped over 64 points in R^32, two of them hang within seconds on a CPU of two cores."""
+
+    def run(x, key):
+        return lid.richardson(lambda y, sigma: jnp.tanh(y), x, 0.1, trace=trace, key=key)
+
+    program = jax.make_jaxpr(run)(jnp.ones(AMBIENT), jax.random.key(0))
+    assert count("eigh", program.jaxpr) == 1
+
+
 @pytest.mark.parametrize("trace", [linalg.rademacher(16), linalg.positive_lanczos(16, 5)])
 def test_the_standard_error_of_richardson_is_calibrated(x64, trace):
     model = gaussian()
@@ -291,3 +314,23 @@ def zero(x, sigma):
 def test_errors_name_argument_and_fault(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_more_levels_remove_more_orders(x64):
+    # F = 2 / (1 + s^2) at 0: the error of m levels is 2 times the product of their s^2, at most.
+    def ball(y, sigma):
+        return y / (1 + sigma**2)
+
+    for ratio, num in ((2.0, 2), (2.0, 3), (1.5, 4)):
+        value = lid.richardson(ball, jnp.zeros(2), 0.1, ratio=ratio, num_levels=num).value
+        levels2 = np.array([(0.1 * ratio**i) ** 2 for i in range(num)])
+        exact = 2 * np.prod(
+            levels2 / (1 + levels2)
+        )  # the remainder of the interpolation of 1/(1+h)
+        np.testing.assert_allclose(abs(value - 2), exact, rtol=1e-6)
+        projected = lid.richardson(
+            ball, jnp.zeros(2), 0.1, ratio=ratio, num_levels=num, trace=linalg.positive_exact()
+        )
+        np.testing.assert_allclose(projected.value, value, rtol=1e-12)
+    with pytest.raises(ValueError, match="2 levels"):
+        lid.richardson(ball, jnp.zeros(2), 0.1, num_levels=1)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from mmh_jax import linalg
-from mmh_jax.lid.flipd import Curve, flipd, squared_residual
+from mmh_jax.lid.flipd import Curve, flipd_curve, squared_residual
 from mmh_jax.typing import Array, ArrayLike, Denoiser, Estimate, Key, check_point
 
 __all__ = ["lidl", "lidl_from_density", "lidl_weights", "richardson"]
@@ -73,10 +73,12 @@ def richardson(
     factors = [ratio**i for i in range(num_levels)]
     weights = _weights_at_zero([factor**2 for factor in factors])
     if not getattr(trace, "is_linear", True):
-        levels = [flipd(denoiser, x, f * sigma, trace=trace, key=key) for f in factors]
-        value = sum(w * level.value for w, level in zip(weights, levels, strict=True))
-        stderr = sum(w * level.stderr for w, level in zip(weights, levels, strict=True))
-        return Estimate(value, jnp.abs(jnp.asarray(stderr)))
+        # In a loop, one after the other: on a CPU two eigenproblems at once, both mapped over
+        # points, deadlock now and then (jaxlib 0.10).
+        levels = sigma * jnp.asarray(factors, x.dtype)
+        curve = flipd_curve(denoiser, x, levels, trace=trace, key=key)
+        mix = jnp.asarray(weights, x.dtype)
+        return Estimate(jnp.sum(mix * curve.value), jnp.abs(jnp.sum(mix * curve.stderr)))
 
     def combined(point: Array) -> tuple[Array, Array]:
         outputs = [denoiser(point, f * sigma) for f in factors]
