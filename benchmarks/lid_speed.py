@@ -161,9 +161,9 @@ class Timed:
 
 
 def interleave(calls: list[Timed], seconds: float) -> np.ndarray:
-    """(rounds, calls): one sample of each call in turn, 3 to 15 times."""
+    """(rounds, calls): one sample of each call in turn, 3 to 15 times; once if slow."""
     once = sum(call.seconds * call.repeats for call in calls)
-    rounds = min(max(int(seconds / once), 3), 15)
+    rounds = min(max(int(seconds / once), 3 if once < 1 else 1), 15)
     return np.array([[call.sample() for call in calls] for _ in range(rounds)])
 
 
@@ -394,7 +394,7 @@ def equal_error(problem: Problem, seconds: float) -> tuple[list[dict[str, Any]],
     for target, share, limit in ((dim / 100, "1% of D", 0.0), (d / 100, "1% of d", 10.0)):
         ours, theirs = ours_for(problem, target), recipes_for(problem, target)
         ways = ours | theirs
-        samples = interleave([Timed(call) for call, _ in ways.values()], 4 * seconds)
+        samples = interleave([Timed(call) for call, _ in ways.values()], 15 * seconds)
         for (name, (_, spread)), times in zip(ways.items(), samples.T, strict=True):
             milliseconds = float(np.median(times))
             rows.append({"target": target, "by": name, "error": spread, "ms": milliseconds})
