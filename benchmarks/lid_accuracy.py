@@ -8,6 +8,8 @@ exact denoiser's, where there is one.
 
     python benchmarks/lid_accuracy.py --preset cpu --sets "uniform 10+30+90 in 100"
     python benchmarks/lid_accuracy.py --preset cpu            # every set: hours on 2 cores
+
+Set OPENBLAS_NUM_THREADS=1 on a CPU: eigenproblems of batches are several times faster.
 """
 
 from __future__ import annotations

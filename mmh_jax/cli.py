@@ -218,6 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _library() -> Any:
     """`mmh_jax.report`, imported only once a command needs it."""
+    # Before LAPACK is loaded: its threads fight with XLA's over batches of small matrices, and are
+    # many times slower for it on busy cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from mmh_jax import report
 
     # Orbax logs, with a traceback, the errors that it also raises.
