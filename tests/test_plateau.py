@@ -32,6 +32,15 @@ def test_one_scale_has_one_plateau():
     assert 0.16 < found.sigma_high < 0.24
 
 
+def test_a_plateau_reaches_as_far_as_the_probes_can_tell():
+    (sharp,) = lid.plateaus(curve(scales((5, 1.0))))
+    (noisy,) = lid.plateaus(curve(scales((5, 1.0)), stderr=1.0))
+    # Two standard errors are 2 of 5: F has fallen to 3 where sigma^2 = 2 / 3.
+    assert sharp.sigma_high < 0.3
+    assert 0.55 < noisy.sigma_high < 0.82
+    assert 0.99 < noisy.stderr < 1.01
+
+
 def test_every_scale_of_the_data_has_its_plateau():
     found = lid.plateaus(curve(scales((4, 1.0), (3, 0.02))))
     assert [round(p.value) for p in found] == [7, 4]
