@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmh_jax import lid
+from mmh_jax import lid, linalg
 
 
 @pytest.fixture
@@ -124,3 +124,19 @@ def test_scale_never_at_the_ends_and_never_on_rubbish():
         lid.choose_scale(sigmas[::-1], np.ones((2, 4)))
     with pytest.raises(ValueError, match="at least 3"):
         lid.choose_scale(sigmas[:2], np.ones((2, 2)))
+
+
+def test_thresholded_flipd_is_the_trace_above_the_noise(x64):
+    matrix = jnp.diag(jnp.array([1.0, 0.5, 0.2, 0.1, -0.3]))
+
+    def denoiser(y, sigma):
+        return matrix @ y
+
+    trace = linalg.positive_exact(above_noise=True)
+    spectrum = lid.jacobian_spectrum(denoiser, jnp.zeros(5), 0.1)
+    np.testing.assert_allclose(spectrum.thresholded_flipd, 1.5)
+    np.testing.assert_allclose(
+        lid.flipd(denoiser, jnp.zeros(5), 0.1, trace=trace).value, spectrum.thresholded_flipd
+    )
+    batch = lid.Spectrum(jnp.stack([spectrum.eigenvalues, jnp.ones(5)]), jnp.zeros(2))
+    np.testing.assert_allclose(batch.thresholded_flipd, [1.5, 5])

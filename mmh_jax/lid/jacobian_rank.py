@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from mmh_jax import linalg
 from mmh_jax.lid.flipd import residual_bound, squared_residual
+from mmh_jax.linalg.spectral import above_noise_edge
 from mmh_jax.typing import Array, ArrayLike, Denoiser, Estimate, Key, check_point
 
 __all__ = [
@@ -74,8 +75,7 @@ class Spectrum(NamedTuple):
 
         Projected FLIPD without the rectified noise; see `linalg.positive_exact(above_noise=True)`.
         """
-        edge = jnp.maximum(-self.eigenvalues[..., -1:], 0)
-        kept = jnp.where(self.eigenvalues > edge, self.eigenvalues, 0)
+        kept = above_noise_edge(self.eigenvalues, self.eigenvalues[..., -1:])
         return jnp.sum(kept, axis=-1) + self.residual
 
 

@@ -78,8 +78,8 @@ class _HutchPP:
 def exact(chunk_size: int = 32) -> Trace:
     """The exact trace: D products, `chunk_size` at a time.
 
-    Cost: D products (about .6 to 1 network evaluations each).  Memory: `chunk_size` tangents;
-    chunks of 10 to 100 are fastest.  Bias 0, standard error 0.
+    Cost: D products (about .6 to 1 network evaluations each).  Memory: `chunk_size` tangents; where
+    there is room for more of them, larger chunks are faster.  Bias 0, standard error 0.
 
     >>> exact()(lambda v: 2 * v, jnp.zeros(5)).value
     Array(10., dtype=float32)
