@@ -2,9 +2,11 @@
 
 Trains a residual MLP on each set (100,000 points; kept in `--models`, continued if interrupted),
 takes the spectrum of its Jacobian at 16 noise levels and test points, reads every dimension from
-it, and lets `lid.at_plateau` choose the level: no ground truth enters.  Beside the error there are
-those of the best single noise level, chosen with the truth, and of the FLIPD paper's knee; and the
-exact denoiser's, where there is one.
+it, and lets `lid.at_plateau` choose the level: no ground truth enters.  Columns: the mean absolute
+error, the bias, the concordance index, how often the 95% interval holds the truth and how often
+there is no plateau, the median of the chosen noise levels; the errors at the best single level
+(`best`, chosen with the truth) and at the FLIPD paper's knee.  Then the same for the exact denoiser
+where there is one.
 
     python benchmarks/lid_accuracy.py --preset cpu --sets "uniform 10+30+90 in 100"
     python benchmarks/lid_accuracy.py --preset cpu            # every set: hours on 2 cores
@@ -15,11 +17,12 @@ Set OPENBLAS_NUM_THREADS=1 on a CPU: eigenproblems of batches are several times 
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -28,77 +31,144 @@ from common import concordance, console, finish, header, table
 from known_dimensions import TEST_KEY, TRAIN_KEY, Case, cases, recipes
 
 from mmh_jax import lid, mapping, train
+from mmh_jax.report.files import write_json
 
 NUM_LEVELS = 16
+LIDL_LEVELS = 6
+# A normal bundle is the singular values of 4 D scores: too dear beyond.
+LARGEST_FOR_NORMALS = 256
+NORMALS_KEY = jax.random.key(3)
+KEPT = "tangential"
+IN_SUMMARY = ("FLIPD", "projected", "thresholded", KEPT, "count > 1/2", "normal bundle", "LIDL")
 SMOKE = ("Gaussian 5 in 10",)
 
 
-def readings(model: Any, points: np.ndarray, sigmas: np.ndarray) -> tuple[dict[str, Any], Any]:
-    """Every dimension at N points and S levels, (N, S) each; and the median asymmetry, (S,)."""
-    chunk = int(np.clip(2**22 // points[0].size ** 2, 1, 64))
+class Reading(NamedTuple):
+    """One way to read a dimension, at N points and S levels.
+
+    Attributes:
+        value, stderr: (N, S).
+        sigmas: (S,), in data units.
+    """
+
+    value: np.ndarray
+    stderr: np.ndarray
+    sigmas: np.ndarray
+
+
+def readings(
+    model: Any, points: np.ndarray, sigmas: np.ndarray
+) -> tuple[dict[str, Reading], np.ndarray]:
+    """Every reading; and the asymmetry of the Jacobian, (N, S)."""
+    size = points[0].size
+    chunk = int(np.clip(2**22 // size**2, 1, 64))
     spectra = mapping.over_points(lid.jacobian_spectrum, (None, 0, None), chunk_size=chunk)
-    columns: dict[str, list[np.ndarray]] = {}
-    asymmetry = []
-    for sigma in sigmas:
-        spectrum = spectra(model, points, np.float32(sigma))
-        values = {
+    normals = mapping.over_points(
+        # By threshold: the mean score, which lies along tangents, is taken for a normal by the gap.
+        lambda model, x, key, sigma: lid.rank_by_threshold(
+            lid.normal_bundle_spectrum(model, x, sigma, key=key)
+        ),
+        (None, 0, 0, None),
+        chunk_size=chunk,
+    )
+    keys = jax.random.split(NORMALS_KEY, len(points))
+    values: dict[str, list[Any]] = {}
+    errors, asymmetry = [], []
+    for sigma in np.asarray(sigmas, np.float32):
+        spectrum = spectra(model, points, sigma)
+        rows = {
             "FLIPD": spectrum.flipd,
             "projected": spectrum.projected_flipd,
             "thresholded": spectrum.thresholded_flipd,
+            "tangential": spectrum.tangential_flipd,
             "count > 1/2": lid.rank_by_threshold(spectrum.eigenvalues),
             "gap": lid.rank_by_gap(spectrum.eigenvalues, ceiling=1.0),
             "soft count": lid.soft_rank(spectrum.eigenvalues),
         }
-        for name, value in values.items():
-            columns.setdefault(name, []).append(np.asarray(value, float))
-        asymmetry.append(np.median(spectrum.asymmetry))
-    return {name: np.stack(column, axis=1) for name, column in columns.items()}, asymmetry
+        if size <= LARGEST_FOR_NORMALS:
+            rows["normal bundle"] = size - normals(model, points, keys, sigma)
+        for name, row in rows.items():
+            values.setdefault(name, []).append(np.asarray(row, float))
+        errors.append(np.asarray(spectrum.network_error, float))
+        asymmetry.append(np.asarray(spectrum.asymmetry, float))
+    error = np.stack(errors, axis=1)
+    found = {
+        name: Reading(
+            np.stack(rows, axis=1),
+            error if name in ("thresholded", "tangential") else 0 * error,
+            sigmas,
+        )
+        for name, rows in values.items()
+    }
+    found["LIDL"] = sliding_lidl(found["FLIPD"])
+    return found, np.stack(asymmetry, axis=1)
 
 
-def judge(name: str, curves: np.ndarray, sigmas: np.ndarray, truth: np.ndarray, dim: int) -> dict:
+def sliding_lidl(flipd: Reading) -> Reading:
+    """LIDL over every run of 6 levels, named by the geometric mean of its noise levels."""
+    runs = range(len(flipd.sigmas) - LIDL_LEVELS + 1)
+    values = []
+    for start in runs:
+        part = slice(start, start + LIDL_LEVELS)
+        weights = np.asarray(lid.lidl_weights(flipd.sigmas[part]))
+        values.append(flipd.value[:, part] @ weights)
+    means = [np.exp(np.log(flipd.sigmas[r : r + LIDL_LEVELS]).mean()) for r in runs]
+    value = np.stack(values, axis=1)
+    return Reading(value, 0 * value, np.array(means))
+
+
+def judge(name: str, reading: Reading, truth: np.ndarray, dim: int) -> dict[str, Any]:
     """Errors of one reading, at the plateau and by the other rules."""
-    zero = np.zeros_like(curves)
-    chosen = lid.at_plateau(lid.Curve(sigmas, curves, zero, zero), ambient_dim=dim)
+    value, stderr, sigmas = reading
+    chosen = lid.at_plateau(lid.Curve(sigmas, value, stderr, 0 * value), ambient_dim=dim)
     error = chosen.value - truth
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # kneed divides 0 by 0 on a constant curve
-        knees = [lid.knee(lid.Curve(sigmas, row, 0 * row, 0 * row)) for row in curves]
-    fixed = np.abs(curves - truth[:, None]).mean(axis=0)
+        knees = [lid.knee(lid.Curve(sigmas, row, 0 * row, 0 * row)) for row in value]
+    fixed = np.abs(value - truth[:, None]).mean(axis=0)
     at_knee = np.abs(np.array(knees) - truth)
     return {
         "reading": name,
         "MAE": float(np.abs(error).mean()),
         "bias": float(error.mean()),
         "concordance": concordance(truth, chosen.value),
-        "in interval %": float(100 * np.mean(np.abs(error) <= 1.96 * chosen.stderr)),
-        "no plateau %": float(100 * np.mean(chosen.num_plateaus == 0)),
-        "median sigma": float(np.median(chosen.sigma)),
-        "MAE best sigma": float(fixed.min()),
-        "MAE knee": float(np.nanmean(at_knee)) if np.isfinite(at_knee).any() else None,
+        # To rounding: a count without error is inside its interval of width 0.
+        "inside %": float(100 * np.mean(np.abs(error) <= 1.96 * chosen.stderr + 1e-6)),
+        "none %": float(100 * np.mean(chosen.num_plateaus == 0)),
+        "sigma": float(np.median(chosen.sigma)),
+        "best": float(fixed.min()),
+        "knee": float(np.nanmean(at_knee)) if np.isfinite(at_knee).any() else None,
     }
 
 
 def trained(case: Case, recipe: train.Recipe, models: Path, preset: str) -> tuple[Any, float]:
-    """The model, in data units, and the seconds its training took (0 if it was there)."""
+    """The model, in data units, and the seconds its training took, in this run or an earlier."""
     num = 5_000 if preset == "smoke" else 100_000
     points = np.asarray(case.draw(num, TRAIN_KEY).points)
-    start = time.perf_counter()
 
     def progress(step: int, total: int, loss: float) -> None:
         print(f"\r{case.name}: step {step} of {total}, loss {loss:.3f}", end="", file=sys.stderr)
 
     folder = models / preset / case.name.replace(" ", "_")
-    model = train.train_model(points, recipe, folder, seed=0, progress=progress)
+    clock = folder.with_name(folder.name + ".seconds.json")
+    finished = (folder / "config.json").exists()
+    spent = json.loads(clock.read_text()) if clock.exists() else 0.0
+    start = time.perf_counter()
+    try:
+        model = train.train_model(points, recipe, folder, seed=0, progress=progress)
+    finally:
+        if not finished and folder.exists():
+            spent += time.perf_counter() - start
+            clock.write_text(json.dumps(spent))
     print(file=sys.stderr)
-    return model, time.perf_counter() - start
+    return model, spent
 
 
 def evaluate(case: Case, model: Any, sigmas: np.ndarray, num: int) -> list[dict[str, Any]]:
     test = jax.tree.map(np.asarray, case.draw(num, TEST_KEY))
-    curves, asymmetry = readings(model, test.points, sigmas)
-    rows = [judge(name, c, sigmas, test.lid, case.ambient_dim) for name, c in curves.items()]
-    for row in rows:
-        row["asymmetry"] = float(np.median(asymmetry))
+    found, asymmetry = readings(model, test.points, sigmas)
+    rows = [judge(name, curve, test.lid, case.ambient_dim) for name, curve in found.items()]
+    console.print(f"{case.name}: median asymmetry of the Jacobians {np.median(asymmetry):.3f}")
     return rows
 
 
@@ -106,12 +176,23 @@ def fault(case: Case, rows: list[dict[str, Any]]) -> list[str]:
     if case.largest_mae is None:
         return []
     by_name = {row["reading"]: row["MAE"] for row in rows}
-    names = ("thresholded", "count > 1/2")
+    flipd, count = case.largest_mae
     return [
         f"{case.name}: {name} MAE {by_name[name]:.3f} above {most}"
-        for name, most in zip(names, case.largest_mae, strict=True)
+        for name, most in {"projected": flipd, KEPT: flipd, "count > 1/2": count}.items()
         if not by_name[name] <= most
     ]
+
+
+def summary_row(result: dict[str, Any]) -> dict[str, Any]:
+    rows = {row["reading"]: row for row in result["trained"]}
+    kept = rows[KEPT]
+    return (
+        {"set": result["set"], "s": round(result["seconds"])}
+        | {name: rows[name]["MAE"] if name in rows else None for name in IN_SUMMARY}
+        | {"best": kept["best"], "knee": kept["knee"]}
+        | {"inside %": kept["inside %"], "concordance": kept["concordance"]}
+    )
 
 
 def main(
@@ -122,6 +203,7 @@ def main(
     out: Path = Path("results/lid_accuracy.json"),
 ) -> int:
     about = header()
+    out.parent.mkdir(parents=True, exist_ok=True)
     every = cases()
     chosen = sets or (SMOKE if preset == "smoke" else tuple(every))
     if unknown := sorted(set(chosen) - set(every)):
@@ -144,14 +226,12 @@ def main(
             {"set": name, "seconds": seconds, "recipe": dataclasses.asdict(recipe)}
             | {"trained": rows, "exact": exact_rows}
         )
-    summary = [
-        {"set": result["set"]}
-        | {row["reading"]: row["MAE"] for row in result["trained"]}
-        | {"best sigma": result["trained"][2]["MAE best sigma"]}
-        | {"knee": result["trained"][2]["MAE knee"]}
-        for result in results
-    ]
-    table("MAE at the plateau; the last two columns for the thresholded reading", summary)
+        # Hours of work: what is finished is on disk.
+        write_json(out, {"about": about, "unfinished": True, "results": results})
+    table(
+        f"MAE at the plateau; the last four columns are of the {KEPT} reading",
+        [summary_row(result) for result in results],
+    )
     console.print("levels and points as above; the best single sigma is chosen with the truth")
     return finish(out, about, {"preset": preset, "results": results}, failures)
 

@@ -37,7 +37,7 @@ def estimators() -> dict[str, tuple[str, Callable[[Any, Any, Key], Any]]]:
 
     def bundle(model: Any, x: Any, key: Key) -> Any:
         values = lid.normal_bundle_spectrum(model, x, SIGMA, key=key)
-        return AMBIENT - lid.rank_by_gap(values)
+        return AMBIENT - lid.rank_by_threshold(values)
 
     def curve(model: Any, x: Any, key: Key) -> Any:
         return lid.lidl(lid.flipd_curve(model, x, jnp.geomspace(SIGMA, 4 * SIGMA, 8))).value
@@ -65,6 +65,10 @@ def estimators() -> dict[str, tuple[str, Callable[[Any, Any, Key], Any]]]:
             lambda model, x, key: lid.richardson(model, x, SIGMA).value,
         ),
         "LIDL, .1 to .4": ("800 JVPs", curve),
+        "tangential FLIPD": (
+            "100 JVPs, eigh",
+            lambda model, x, key: lid.jacobian_spectrum(model, x, SIGMA).tangential_flipd,
+        ),
         "eigenvalues above 1/2": ("100 JVPs, eigh", read(lid.rank_by_threshold)),
         "largest gap": ("100 JVPs, eigh", read(lambda v: lid.rank_by_gap(v, ceiling=1.0))),
         "participation ratio": ("100 JVPs, eigh", read(lid.participation_ratio)),

@@ -58,6 +58,9 @@ ESTIMATORS = {
         model, x, SIGMA, key=key, num_samples=8
     ),
     "jacobian_spectrum": lambda model, x, *, key: lid.jacobian_spectrum(model, x, SIGMA),
+    "spectral_curve": lambda model, x, *, key: lid.spectral_curve(
+        model, x, SIGMA * jnp.array([1.0, 2.0])
+    ),
     "tangent_space": lambda model, x, *, key: rebuilt(lid.tangent_space(model, x, SIGMA)),
     "soft_rank_lanczos": lambda model, x, *, key: lid.soft_rank_lanczos(
         model, x, SIGMA, num_probes=2, order=4, key=key

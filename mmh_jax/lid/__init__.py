@@ -4,15 +4,11 @@ from mmh_jax.lid.decoder_rank import Inverse, decoder_spectrum, invert, rank_at_
 from mmh_jax.lid.denoising_loss import denoising_loss
 from mmh_jax.lid.flipd import Curve, Flipd, flipd, flipd_curve, residual_bound
 from mmh_jax.lid.jacobian_rank import (
-    Spectrum,
-    TangentSpace,
-    jacobian_spectrum,
     participation_ratio,
     rank_by_gap,
     rank_by_threshold,
     soft_rank,
     soft_rank_lanczos,
-    tangent_space,
 )
 from mmh_jax.lid.mle import mle, mle_mean
 from mmh_jax.lid.multiscale import lidl, lidl_from_density, lidl_weights, richardson
@@ -20,6 +16,13 @@ from mmh_jax.lid.neighbors import Neighbors, nearest_neighbors
 from mmh_jax.lid.normal_bundle import normal_bundle_spectrum
 from mmh_jax.lid.plateau import AtPlateau, Plateau, at_plateau, knee, plateaus
 from mmh_jax.lid.scale import choose_scale, relative_slope
+from mmh_jax.lid.spectrum import (
+    Spectrum,
+    TangentSpace,
+    jacobian_spectrum,
+    spectral_curve,
+    tangent_space,
+)
 
 __all__ = [
     "AtPlateau",
@@ -56,5 +59,6 @@ __all__ = [
     "richardson",
     "soft_rank",
     "soft_rank_lanczos",
+    "spectral_curve",
     "tangent_space",
 ]

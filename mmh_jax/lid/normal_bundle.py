@@ -29,7 +29,8 @@ def normal_bundle_spectrum(
 
     The rows of the matrix are (D(x + sigma eps) - x - sigma eps) / sigma, so the values are those
     of the noise seen along the normals: about 1 for a normal direction, about 0 for a tangent one.
-    The dimension is `x.size - rank_by_gap(values)` or `x.size - rank_by_threshold(values)`.
+    The dimension is `x.size - rank_by_threshold(values)`.  By `rank_by_gap`, a gap of ratios, it
+    is often one less: the mean score, along the tangents, is small but stands out of their noise.
 
     Args:
         denoiser: the model.

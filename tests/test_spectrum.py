@@ -1,0 +1,180 @@
+"""The spectrum of a Jacobian, the dimensions read from it, and the error it admits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmh_jax import analytic, lid, linalg, mapping
+
+
+@pytest.fixture
+def plane(x64):
+    """A denoiser of a 3-dimensional Gaussian in R^10, scales .5 to 2, and a point of it."""
+    rng = np.random.default_rng(0)
+    basis = jnp.asarray(np.linalg.qr(rng.normal(size=(10, 3)))[0])
+    variances = jnp.array([0.25, 1.0, 4.0])
+
+    def denoiser(x, sigma):
+        return basis @ (variances / (variances + sigma**2) * (basis.T @ x))
+
+    return denoiser, basis @ jnp.array([0.1, -0.5, 1.0]), variances
+
+
+def test_jacobian_spectrum_is_the_shrinkage_of_each_direction(plane):
+    denoiser, x, variances = plane
+    spectrum = lid.jacobian_spectrum(denoiser, x, 0.3)
+    expected = jnp.sort(variances / (variances + 0.09))[::-1]
+    np.testing.assert_allclose(spectrum.eigenvalues[:3], expected, rtol=1e-10)
+    np.testing.assert_allclose(spectrum.eigenvalues[3:], 0, atol=1e-12)
+    flipd = lid.flipd(denoiser, x, 0.3).value
+    np.testing.assert_allclose(spectrum.flipd, flipd, rtol=1e-10)
+    np.testing.assert_allclose(spectrum.projected_flipd, flipd, rtol=1e-10)
+
+
+def test_projected_flipd_drops_negative_eigenvalues():
+    spectrum = lid.Spectrum(
+        jnp.array([[1.0, 0.5, -0.25]]), jnp.array([0.5]), jnp.zeros(1), jnp.zeros(1)
+    )
+    np.testing.assert_allclose(spectrum.flipd, [1.75])
+    np.testing.assert_allclose(spectrum.projected_flipd, [2.0])
+
+
+def test_thresholded_flipd_is_the_trace_above_the_noise(x64):
+    matrix = jnp.diag(jnp.array([1.0, 0.5, 0.2, 0.1, -0.3]))
+
+    def denoiser(y, sigma):
+        return matrix @ y
+
+    trace = linalg.positive_exact(above_noise=True)
+    spectrum = lid.jacobian_spectrum(denoiser, jnp.zeros(5), 0.1)
+    np.testing.assert_allclose(spectrum.thresholded_flipd, 1.5)
+    np.testing.assert_allclose(
+        lid.flipd(denoiser, jnp.zeros(5), 0.1, trace=trace).value, spectrum.thresholded_flipd
+    )
+    batch = lid.Spectrum(
+        jnp.stack([spectrum.eigenvalues, jnp.ones(5)]), jnp.zeros(2), jnp.zeros(2), jnp.zeros(2)
+    )
+    np.testing.assert_allclose(batch.thresholded_flipd, [1.5, 5])
+
+
+def test_tangential_flipd_is_its_closed_form(plane):
+    denoiser, x, variances = plane
+    sigma = 0.4  # wider than none of the scales, but not by much
+    gain = variances / (variances + sigma**2)
+    along = jnp.array([0.1, -0.5, 1.0]) * (1 - gain) / sigma
+    smooth = 3 * gain**2 - 2 * gain**3
+    expected = jnp.sum(gain) + jnp.sum((smooth * along) ** 2)
+    spectrum = lid.jacobian_spectrum(denoiser, x, sigma)
+    np.testing.assert_allclose(spectrum.tangential_flipd, expected, rtol=1e-10)
+    # At a scale in between, what is narrower is left out.
+    narrow = lid.jacobian_spectrum(denoiser, x, 0.7)
+    gain = variances[1:] / (variances[1:] + 0.49)
+    kept = narrow.tangential_flipd - narrow.tangential_residual
+    np.testing.assert_allclose(kept, jnp.sum(gain), rtol=1e-10)
+
+
+def test_tangential_flipd_has_the_bias_of_flipd_to_first_order(plane):
+    denoiser, x, _ = plane
+
+    def difference(sigma):
+        spectrum = lid.jacobian_spectrum(denoiser, x, sigma)
+        return spectrum.flipd - spectrum.tangential_flipd
+
+    # Third order in sigma^2 here, where there is nothing normal: a factor 64 per factor 2.
+    ratio = difference(0.04) / difference(0.02)
+    assert 55 < ratio < 70
+    # On a sphere the residual is normal, sigma^2 d^2 / 4: the bias is another, of the same order.
+    sphere = analytic.Sphere(4, 1.0)
+    point = jnp.zeros(5).at[0].set(1.0)
+    for sigma in (0.02, 0.04):
+        spectrum = lid.jacobian_spectrum(sphere, point, sigma)
+        assert abs(spectrum.tangential_flipd - 4) < 8 * sigma**2
+
+
+def test_distance_is_an_error_not_a_dimension(plane):
+    denoiser, x, _ = plane
+    normal = jnp.linalg.svd(jax.jacfwd(lambda y: denoiser(y, 0.1))(x))[0][:, -1]
+    on = lid.jacobian_spectrum(denoiser, x, 0.1)
+    off = lid.jacobian_spectrum(denoiser, x + 0.5 * normal, 0.1)
+    np.testing.assert_allclose(off.flipd - on.flipd, 25, rtol=1e-6)
+    np.testing.assert_allclose(off.tangential_flipd, on.tangential_flipd, rtol=1e-6)
+    np.testing.assert_allclose(off.network_error - on.network_error, 25, rtol=1e-3)
+    assert off.off_manifold
+    assert not on.off_manifold
+
+
+def test_points_of_a_gaussian_are_on_it_at_every_scale(x64):
+    ball = analytic.LinearGaussian(jnp.zeros(8), jnp.eye(8), jnp.ones(8))
+    points = jax.random.normal(jax.random.key(0), (2000, 8))
+    spectra = mapping.over_points(lid.jacobian_spectrum, (None, 0, None))
+    for sigma in (0.1, 1.0, 3.0):
+        assert jnp.mean(spectra(ball, points, sigma).off_manifold) < 0.015
+    assert jnp.mean(spectra(ball, 4 * points, 1.0).off_manifold) > 0.9
+
+
+def test_network_error_is_the_error_of_a_noisy_projection(x64):
+    dim, size, entry = 20, 60, 0.01
+    projection = jnp.diag(jnp.where(jnp.arange(size) < dim, 1.0, 0.0))
+
+    def at(key):
+        matrix = projection + entry * jax.random.normal(key, (size, size))
+        return lid.jacobian_spectrum(lambda y, sigma: matrix @ y, jnp.zeros(size), 0.1)
+
+    spectra = jax.lax.map(at, jax.random.split(jax.random.key(0), 1000))
+    error = spectra.tangential_flipd - dim
+    # The trace over the tangents has variance d s^2; second-order repulsion adds a bias, d (D - d)
+    # s^2 / 2 = .04 here.
+    np.testing.assert_allclose(jnp.std(error), entry * dim**0.5, rtol=0.07)
+    np.testing.assert_allclose(jnp.mean(error), dim * (size - dim) * entry**2 / 2, rtol=0.2)
+    covered = jnp.mean(jnp.abs(error) <= 1.96 * spectra.network_error)
+    assert 0.85 < covered < 0.97
+    # For thresholded FLIPD what it keeps of the bulk is part of the error, and of the estimate.
+    error = spectra.thresholded_flipd - dim
+    assert jnp.mean(jnp.abs(error) <= 1.96 * spectra.network_error) > 0.85
+
+
+def test_an_exact_denoiser_of_a_flat_manifold_has_no_network_error(plane):
+    denoiser, x, _ = plane
+    spectrum = lid.jacobian_spectrum(denoiser, x, 0.02)
+    assert spectrum.network_error < 1e-5
+    assert spectrum.asymmetry < 1e-12
+    # Nothing but skewness: a finite error, and no dimension.
+    skew = jnp.array([[0.0, 1.0], [-1.0, 0.0]])
+    turned = lid.jacobian_spectrum(lambda y, sigma: skew @ y, jnp.ones(2), 1.0)
+    np.testing.assert_allclose(turned.asymmetry, 1, rtol=1e-12)
+    assert jnp.isfinite(turned.network_error)
+
+
+def test_spectral_curve_is_the_spectrum_at_each_level(plane):
+    denoiser, x, _ = plane
+    sigmas = jnp.array([0.05, 0.3, 0.9])
+    curve = jax.jit(lambda y: lid.spectral_curve(denoiser, y, sigmas))(x)
+    for j, sigma in enumerate(sigmas):
+        spectrum = lid.jacobian_spectrum(denoiser, x, sigma)
+        np.testing.assert_allclose(curve.value[j], spectrum.tangential_flipd, rtol=1e-10)
+        np.testing.assert_allclose(curve.stderr[j], spectrum.network_error, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(curve.residual[j], spectrum.residual, rtol=1e-10)
+    np.testing.assert_array_equal(curve.guided, 0)
+    with pytest.raises(ValueError, match="vector of noise levels"):
+        lid.spectral_curve(denoiser, x, 0.1)
+    found = lid.at_plateau(lid.spectral_curve(denoiser, x, jnp.geomspace(0.01, 0.3, 8)))
+    np.testing.assert_allclose(found.value, 3, atol=2e-3)
+
+
+def test_readings_do_not_depend_on_the_frame(plane):
+    denoiser, x, _ = plane
+    frame = jax.random.orthogonal(jax.random.key(1), 10)
+    skew = jax.random.normal(jax.random.key(2), (10, 10)) / 50
+
+    def flawed(y, sigma):
+        return denoiser(y, sigma) + skew @ (y - x)
+
+    def turned(y, sigma):
+        return frame @ flawed(frame.T @ y, sigma)
+
+    one = lid.jacobian_spectrum(flawed, x, 0.2)
+    other = lid.jacobian_spectrum(turned, frame @ x, 0.2)
+    for name in ("tangential_flipd", "thresholded_flipd", "network_error", "asymmetry"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-8)
+    assert one.network_error > 0.01
