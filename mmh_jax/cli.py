@@ -31,7 +31,7 @@ __all__ = ["Audit", "Lid", "Train", "main"]
 
 Source = Annotated[str, tyro.conf.Positional]
 PresetName = Annotated[str, tyro.conf.arg(metavar="{smoke,cpu,accelerator}")]
-Method = Literal["flipd", "projected", "thresholded", "rank"]
+Method = Literal["tangential", "flipd", "projected", "thresholded", "rank"]
 
 _STAGES = {
     "model": "training",
@@ -84,20 +84,23 @@ class Train:
 class Lid:
     """Measure the local intrinsic dimension of a saved model at the points of a data set.
 
-    Writes one row for each point: its index, label if there is one, a column for each method, the
-    residual |x - D(x)|^2 / sigma^2, and whether that is too large for a point of the model's
-    manifold, off which there is no dimension.
+    Writes one row for each point: its index, label if there is one, noise level, how many plateaus
+    its curve has (with 0 there is no dimension), a column for each method, the standard error of
+    the tangential one, the residual |x - D(x)|^2 / sigma^2, and whether that is too large for a
+    point of the model's manifold, off which there is no dimension either.
 
     Attributes:
         model: The folder of a model, as `mmh-jax train` writes it.
         source: `digits`, a .npy or .npz file, an idx file, or a folder of images.
         out: The CSV file to write.
-        sigma: Noise level in data units; `auto` takes the one where LID_theta depends least on it.
-        method: One or more of: flipd, the trace of the denoiser's Jacobian plus the residual;
-            projected, the same without negative eigenvalues; thresholded, also without those
-            smaller in size than the most negative one; rank, the eigenvalues above one half.
+        sigma: Noise level in data units; `auto` takes for each point the one where LID_theta
+            depends least on it, at 7 to 15 times the cost.
+        method: One or more of: tangential, the sum of the Jacobian's eigenvalues above one half,
+            plus the tangential residual; flipd, the trace of the denoiser's Jacobian plus the
+            residual; projected, the same without negative eigenvalues; thresholded, also without
+            those smaller in size than the most negative one; rank, the number above one half.
         num_points: Measure at so many points, chosen at random; by default at all.
-        seed: Of this choice, and of the points at which sigma is chosen.
+        seed: Of this choice, and of the points that say which noise levels to look at.
         overwrite: Replace the file.
     """
 
@@ -105,7 +108,7 @@ class Lid:
     source: Source
     out: Path
     sigma: Literal["auto"] | float = "auto"
-    method: tuple[Method, ...] = ("projected",)
+    method: tuple[Method, ...] = ("tangential",)
     num_points: int | None = None
     seed: int = 0
     overwrite: bool = False
@@ -115,7 +118,7 @@ class Lid:
         report = _library()
         start = time.monotonic()
         with _progress() as progress:
-            sigma, columns, diagnostics = report.lid_theta(
+            columns, diagnostics = report.lid_theta(
                 self.model,
                 self.source,
                 self.out,
@@ -127,7 +130,7 @@ class Lid:
                 progress=progress,
             )
         rows = {f"median LID_theta, {name}": _median(columns[name]) for name in self.method}
-        rows |= {"points": len(columns["index"]), "sigma": f"{sigma:.4g}"}
+        rows |= {"points": len(columns["index"]), "median sigma": _median(columns["sigma"], ".4g")}
         rows |= {"diagnostics": _diagnosis(diagnostics)}
         rows |= {"seconds": f"{time.monotonic() - start:.0f}", "file": self.out}
         _print_table(f"{self.model} at {self.source}", rows)
@@ -171,10 +174,10 @@ class Audit:
         with _progress() as progress:
             summary = report.audit(**dataclasses.asdict(self), command=command, progress=progress)
         rows = {
-            "median LID_theta": f"{summary['lid_theta']['0.5']:.2f}",
-            "median LID_*": f"{summary['lid_star']['0.5']:.2f}",
+            "median LID_theta": _number(summary["lid_theta"]["0.5"]),
+            "median LID_*": _number(summary["lid_star"]["0.5"]),
             **{title: count for title, count in summary["verdicts"].items() if count},
-            "sigma": f"{summary['sigma']:.4g}",
+            "median sigma": f"{summary['sigma']:.4g}",
             "diagnostics": _diagnosis(summary["diagnostics"]),
             "seconds": f"{time.monotonic() - start:.0f}",
             "report": self.out,
@@ -261,9 +264,13 @@ def _print_table(title: str, rows: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def _median(values: Any) -> str:
+def _median(values: Any, form: str = ".2f") -> str:
     finite = sorted(value for value in map(float, values) if math.isfinite(value))
-    return f"{finite[len(finite) // 2]:.2f}" if finite else "none is finite"
+    return f"{finite[len(finite) // 2]:{form}}" if finite else "none is finite"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
 
 
 def _diagnosis(found: dict[str, Any]) -> str:
@@ -271,6 +278,7 @@ def _diagnosis(found: dict[str, Any]) -> str:
     parts = [
         f"{found[name]} of {found['num_points']} points {what}"
         for name, what in (
+            ("no_plateau", "without a plateau"),
             ("off_manifold", "off the model's manifold"),
             ("negative_flipd", "with negative FLIPD"),
         )

@@ -90,15 +90,19 @@ def test_the_rows_say_what_the_library_says(finished):
     summary = json.loads((finished / "out" / "summary.json").read_text())
     model = train.load(finished / "out" / "model")
     for position in (0, 50):
-        spectrum = measure.lid.jacobian_spectrum(model, points[index[position]], summary["sigma"])
+        sigma = column["sigma"][position]
+        assert min(abs(sigma - level) for level in summary["sigmas"]) < 1e-6 * sigma
+        spectrum = measure.lid.jacobian_spectrum(model, points[index[position]], sigma)
         np.testing.assert_allclose(
-            [column[name][position] for name in ("lid_theta", "lid_theta_raw", "residual")],
-            [spectrum.projected_flipd, spectrum.flipd, spectrum.residual],
+            [column[name][position] for name in ("lid_theta", "flipd", "residual")],
+            [spectrum.tangential_flipd, spectrum.flipd, spectrum.residual],
             rtol=1e-3,
             atol=1e-3,
         )
+        assert column["lid_theta_stderr"][position] >= 0.999 * spectrum.network_error
+    plateau = column["num_plateaus"] > 0
     verdicts = memorization.verdict(
-        Estimate(column["lid_theta"], column["lid_theta_stderr"]),
+        Estimate(np.where(plateau, column["lid_theta"], np.nan), column["lid_theta_stderr"]),
         Estimate(column["lid_star"], column["lid_star_stderr"]),
     )
     titles = [memorization.Label(int(code)).title for code in verdicts.label]
@@ -121,14 +125,18 @@ def test_the_summary_is_complete(finished):
         "num_neighbors": 20,
     }
     assert summary["environment"]["jax"] == jax.__version__
-    assert summary["sigmas"][0] < summary["sigma"] == summary["sigmas"][1] < summary["sigmas"][2]
+    assert summary["sigmas"] == sorted(summary["sigmas"])
+    assert 7 <= len(summary["sigmas"]) <= 15
+    assert summary["sigmas"][0] < summary["sigma"] < summary["sigmas"][-1]
     found = summary["diagnostics"]
     assert found["num_points"] == summary["num_points"]
     assert 0 <= found["off_manifold"] <= found["num_points"]
     assert 0 < found["asymmetry"] < 1
     assert found["sigma_outside_training"] is False
     assert set(summary["timings"]) == {"model", "lid_star", "sigma", "lid_theta", "figure"}
-    lid_theta = [float(row["lid_theta"]) for row in rows_of(finished / "out")]
+    rows = rows_of(finished / "out")
+    lid_theta = [float(row["lid_theta"]) for row in rows if int(row["num_plateaus"]) > 0]
+    assert found["no_plateau"] == len(rows) - len(lid_theta)
     assert summary["lid_theta"]["0.5"] == pytest.approx(np.median(lid_theta), rel=1e-5)
 
 

@@ -266,7 +266,7 @@ def test_train_writes_a_model_of_so_many_steps_that_lid_reads(here, capsys):
     training = train.load_config("new").training
     assert (training["num_steps"], training["seed"]) == (20, 5)
 
-    methods = ["flipd", "projected", "thresholded", "rank"]
+    methods = ["flipd", "projected", "thresholded", "rank", "tangential"]
     command = ["lid", "new", "points.npy", "--out", "tables/lid.csv", "--sigma", "0.3", "--method"]
     assert main([*command, *methods]) == 0
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
@@ -276,12 +276,22 @@ def test_train_writes_a_model_of_so_many_steps_that_lid_reads(here, capsys):
     assert "outside the trained range" not in printed
     with (here / "tables" / "lid.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["index", *methods, "residual", "off_manifold"]
+    names = ["index", "sigma", *methods, "stderr", "residual", "off_manifold"]
+    assert list(rows[0]) == names
+    assert {float(row["sigma"]) for row in rows} == {0.3}
     assert [int(row["index"]) for row in rows] == list(range(60))
     expected = lid.jacobian_spectrum(train.load("new"), POINTS[7], 0.3)
-    found = [float(rows[7][name]) for name in ("flipd", "projected", "thresholded", "residual")]
-    dimensions = (expected.flipd, expected.projected_flipd, expected.thresholded_flipd)
-    np.testing.assert_allclose(found, [*dimensions, expected.residual], rtol=1e-4, atol=1e-4)
+    found = {name: float(value) for name, value in rows[7].items()}
+    dimensions = {
+        "flipd": expected.flipd,
+        "projected": expected.projected_flipd,
+        "thresholded": expected.thresholded_flipd,
+        "tangential": expected.tangential_flipd,
+        "stderr": expected.network_error,
+        "residual": expected.residual,
+    }
+    for name, value in dimensions.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
     assert int(rows[7]["off_manifold"]) == expected.off_manifold
     assert int(rows[7]["rank"]) == lid.rank_by_threshold(expected.eigenvalues)
 
@@ -300,7 +310,8 @@ def test_lid_chooses_a_scale_and_points_by_the_seed(here, capsys):
     one, two = (Path(name).read_bytes() for name in ("one.csv", "two.csv"))
     assert one == two
     rows = list(csv.DictReader(one.decode().splitlines()))
-    assert list(rows[0]) == ["index", "label", "projected", "residual", "off_manifold"]
+    names = ["index", "label", "sigma", "num_plateaus", "tangential", "stderr"]
+    assert list(rows[0]) == [*names, "residual", "off_manifold"]
     assert len(rows) == 11
     assert all(int(row["label"]) == int(row["index"]) % 7 for row in rows)
 

@@ -1,8 +1,8 @@
 r"""The audit of a data set: train or load a model, measure both dimensions, judge every point.
 
     source -> points -> model -> LID_*       nearest neighbours in the data, maximum likelihood
-                              -> sigma       where LID_theta depends least on it
-                              -> LID_theta   projected FLIPD at sigma and its two neighbours
+                              -> sigmas      the noise levels in question
+                              -> LID_theta   tangential FLIPD, each point at its own plateau
                               -> verdicts    memorization.verdict
                               -> points.csv, lid.png, summary.json
 
@@ -68,7 +68,7 @@ def audit(
         The content of `summary.json`.
 
     Cost: the training; D JVPs and a D x D eigenproblem for each of 15 noise levels at 128 points
-    and for each of 3 at the others; the distances from these to all the data.
+    and for each of 7 to 15 at the others; the distances from these to all the data.
 
     Raises:
         ValueError: for settings, a source, a model or a folder that cannot be used; before
@@ -144,13 +144,13 @@ class _Run(NamedTuple):
         num_points, seed = self.settings["num_points"], self.settings["seed"]
         index = measure.random_subset(len(self.data.points), num_points, seed=seed)
         lid_star, nearest = self.lid_star(index)
-        levels, measured = self.lid_theta(model, index)
-        verdicts = memorization.verdict(measured.lid, lid_star)
-        columns = columns_of(index, self.data.labels, measured, lid_star, verdicts, nearest)
+        levels, chosen = self.lid_theta(model, index)
+        verdicts = memorization.verdict(chosen.dimension, lid_star)
+        columns = columns_of(index, self.data.labels, chosen, lid_star, verdicts, nearest)
         write_csv(self.out / "points.csv", columns)
         with self.stages("figure"):
-            self.draw(index, measured.lid, lid_star, verdicts)
-        return columns, levels, measure.diagnostics(measured, 1, float(levels[1]), model[1])
+            self.draw(index, chosen.lid, lid_star, verdicts)
+        return columns, levels, measure.diagnostics(chosen, model[1])
 
     def train(self) -> Model:
         """The model of `out/model`, trained if it is not there yet."""
@@ -187,8 +187,8 @@ class _Run(NamedTuple):
             value, stderr = map(np.asarray, jax.vmap(mle)(distances))
         return Estimate(value, stderr), (indices[:, 0], distances[:, 0])
 
-    def lid_theta(self, model: Model, index: np.ndarray) -> tuple[np.ndarray, measure.Measured]:
-        """The three noise levels, and what the model says at them at the points of `index`."""
+    def lid_theta(self, model: Model, index: np.ndarray) -> tuple[np.ndarray, measure.Chosen]:
+        """The noise levels, and what the model says at the points of `index`."""
         denoiser, config = model
         points, seed = self.data.points, self.settings["seed"]
         spectra = measure.spectra(points.shape[1:])
@@ -202,7 +202,7 @@ class _Run(NamedTuple):
                 denoiser, points[index], levels, spectra=spectra,
                 folder=self.work / "lid_theta", progress=report,
             )  # fmt: skip
-        return levels, measured
+        return levels, measure.at_plateau(measured, levels, points[0].size)
 
     def draw(
         self,

@@ -1,9 +1,11 @@
-r"""LID_theta of a saved model at many points, at a noise level chosen without labels.
+r"""LID_theta of a saved model at many points, each at a noise level chosen without labels.
 
-The level: projected FLIPD of a random subset on a logarithmic grid, from the smallest level that
-the model was trained at to half the spread of the data; `lid.choose_scale` picks one of them.
-The dimension: projected FLIPD at that level.  Its standard error: the spread over the level and its
-two neighbours on the grid, since a dimension that depends on the scale is known no better.
+The levels: tangential FLIPD of a random subset on a logarithmic grid, from the smallest level that
+the model was trained at to half the spread of the data; of the grid the part is kept that holds the
+plateaus of nearly all points of the subset, with their neighbours.
+The dimension: tangential FLIPD at the flattest level of each point's own curve over that part.  Its
+standard error has what the network's Jacobian says of its own error, and the spread over that level
+and its two neighbours, since a dimension that depends on the scale is known no better.
 """
 
 from __future__ import annotations
@@ -20,9 +22,20 @@ from mmh_jax.report.files import read_array, write_array
 from mmh_jax.train import ModelConfig
 from mmh_jax.typing import Estimate
 
-__all__ = ["Measured", "choose_levels", "diagnostics", "measure", "random_subset", "spectra"]
+__all__ = [
+    "Chosen",
+    "Measured",
+    "at_level",
+    "at_plateau",
+    "choose_levels",
+    "diagnostics",
+    "measure",
+    "random_subset",
+    "spectra",
+]
 
 NUM_LEVELS = 15
+MIN_LEVELS = 7
 NUM_SUBSET = 128
 BLOCK_SIZE = 64
 
@@ -34,6 +47,8 @@ class Measured(NamedTuple):
     """What Jacobians say at N points and S noise levels; each field is (N, S).
 
     Attributes:
+        tangential: FLIPD of the tangent space alone.
+        network_error: its standard error, as far as the network's error shows.
         projected: FLIPD without the negative eigenvalues.
         thresholded: FLIPD without those smaller in size than the most negative one, too.
         flipd: FLIPD.
@@ -43,6 +58,8 @@ class Measured(NamedTuple):
         asymmetry: of the Jacobian, 0 to 1; see `lid.Spectrum`.
     """
 
+    tangential: np.ndarray
+    network_error: np.ndarray
     projected: np.ndarray
     thresholded: np.ndarray
     flipd: np.ndarray
@@ -51,11 +68,51 @@ class Measured(NamedTuple):
     off_manifold: np.ndarray
     asymmetry: np.ndarray
 
+
+class Chosen(NamedTuple):
+    """What is measured at one noise level for each of N points.
+
+    Attributes:
+        lid: tangential FLIPD and its standard error.
+        sigma: (N,) the noise levels, in data units.
+        num_plateaus: (N,) of each point's curve; where 0 there is no dimension, -1 where the level
+            was given.
+        measured: all readings at that level, (N,) each.
+    """
+
+    lid: Estimate
+    sigma: np.ndarray
+    num_plateaus: np.ndarray
+    measured: Measured
+
     @property
-    def lid(self) -> Estimate:
-        """Projected FLIPD at the middle level, and its standard deviation over the levels."""
-        middle = self.projected.shape[1] // 2
-        return Estimate(self.projected[:, middle], self.projected.std(axis=1, ddof=1))
+    def dimension(self) -> Estimate:
+        """`lid`, with NaN in place of a value where there is no plateau."""
+        value = np.where(self.num_plateaus == 0, np.nan, self.lid.value)
+        return Estimate(value, self.lid.stderr)
+
+
+def at_plateau(measured: Measured, sigmas: np.ndarray, ambient_dim: int) -> Chosen:
+    """Each point at the flattest level of its own curve of tangential FLIPD."""
+    found = lid.at_plateau(_curves(measured, sigmas), ambient_dim=ambient_dim)
+    # A curve that is nowhere finite has no flattest level: any will do.
+    column = np.abs(sigmas - np.nan_to_num(found.sigma)[:, None]).argmin(axis=1)
+    rows = np.arange(len(column))
+    there = Measured(*(field[rows, column] for field in measured))
+    estimate = Estimate(found.value, found.stderr)
+    return Chosen(estimate, np.asarray(sigmas)[column], found.num_plateaus, there)
+
+
+def at_level(measured: Measured, sigma: float) -> Chosen:
+    """Each point at the one level that was measured."""
+    there = Measured(*(field[:, 0] for field in measured))
+    num = len(there.flipd)
+    estimate = Estimate(there.tangential, there.network_error)
+    return Chosen(estimate, np.full(num, sigma), np.full(num, -1), there)
+
+
+def _curves(measured: Measured, sigmas: np.ndarray) -> lid.Curve:
+    return lid.Curve(sigmas, measured.tangential, measured.network_error, measured.residual)
 
 
 def random_subset(num_points: int, num: int, *, seed: int) -> np.ndarray:
@@ -93,7 +150,7 @@ def choose_levels(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Three noise levels in data units: the chosen one, between its neighbours on the grid.
+    """The noise levels, in data units, among which each point finds its own.
 
     Args:
         model: a denoiser.
@@ -101,13 +158,32 @@ def choose_levels(
         points: (N, *shape), of which at most 128 are used.
         seed: picks them.
         spectra, folder, progress: as in `measure`.
+
+    Returns:
+        (S,): at least 7 neighbouring levels of the grid of 15; those at which 90% of the points
+        looked at are flattest, and two more on both sides.
     """
     highest = min(0.5 * config.scale, config.sigma_max)
     grid = np.geomspace(config.sigma_min, highest, NUM_LEVELS)
     subset = points[random_subset(len(points), NUM_SUBSET, seed=seed)]
     curves = measure(model, subset, grid, spectra=spectra, folder=folder, progress=progress)
-    index = lid.choose_scale(grid, curves.projected, ambient_dim=points[0].size)
-    return grid[index - 1 : index + 2]
+    found = lid.at_plateau(_curves(curves, grid), ambient_dim=points[0].size)
+    sigma = found.sigma[found.num_plateaus > 0]
+    if not len(sigma):
+        sigma = found.sigma[np.isfinite(found.sigma)]
+    if not len(sigma):
+        raise ValueError(
+            "no noise level has a finite dimension; the model is untrained on this range, or the "
+            "points are far from its data."
+        )
+    ends = np.quantile(sigma, [0.05, 0.95], method="nearest")
+    low, high = np.abs(np.log(grid) - np.log(ends)[:, None]).argmin(axis=1)
+    low, high = max(low - 2, 0), min(high + 2, NUM_LEVELS - 1)
+    missing = max(MIN_LEVELS - 1 - (high - low), 0)
+    low = max(low - missing // 2, 0)
+    high = min(max(high, low + MIN_LEVELS - 1), NUM_LEVELS - 1)
+    low = min(low, high - MIN_LEVELS + 1)
+    return grid[low : high + 1]
 
 
 def measure(
@@ -150,37 +226,39 @@ def measure(
     return Measured(*np.concatenate(blocks, axis=1))
 
 
-def diagnostics(measured: Measured, column: int, sigma: float, config: ModelConfig) -> dict:
-    """What says whether to believe the dimensions at one noise level.
+def diagnostics(chosen: Chosen, config: ModelConfig) -> dict[str, Any]:
+    """What says whether to believe the dimensions.
 
     Args:
-        measured: at N points.
-        column: which of its noise levels.
-        sigma: that level, in data units.
+        chosen: at N points.
         config: of the model, for the range of its training.
 
     Returns:
-        `off_manifold` and `negative_flipd`, numbers of points; `asymmetry`, the median over points;
-        `sigma_outside_training`, a boolean.
+        `off_manifold`, `negative_flipd` and `no_plateau`, numbers of points; `asymmetry`, the
+        median over points; `sigma_outside_training`, a boolean.
     """
+    measured, sigma = chosen.measured, chosen.sigma
+    inside = (config.sigma_min * 0.999 <= sigma) & (sigma <= config.sigma_max * 1.001)
     return {
-        "num_points": len(measured.flipd),
-        "off_manifold": int(np.sum(measured.off_manifold[:, column] > 0)),
-        "negative_flipd": int(np.sum(measured.flipd[:, column] < 0)),
-        "asymmetry": float(np.median(measured.asymmetry[:, column])),
-        "sigma_outside_training": not config.sigma_min * 0.999 <= sigma <= config.sigma_max * 1.001,
+        "num_points": len(sigma),
+        "no_plateau": int(np.sum(chosen.num_plateaus == 0)),
+        "off_manifold": int(np.sum(measured.off_manifold > 0)),
+        "negative_flipd": int(np.sum(measured.flipd < 0)),
+        "asymmetry": float(np.median(measured.asymmetry)),
+        "sigma_outside_training": not bool(np.all(inside)),
     }
 
 
 def _read(spectrum: lid.Spectrum) -> np.ndarray:
-    rank = lid.rank_by_threshold(spectrum.eigenvalues)
-    fields = (
-        spectrum.projected_flipd,
-        spectrum.thresholded_flipd,
-        spectrum.flipd,
-        rank,
-        spectrum.residual,
-        spectrum.off_manifold,
-        spectrum.asymmetry,
-    )
-    return np.stack([np.asarray(field, np.float32) for field in fields])
+    fields = {
+        "tangential": spectrum.tangential_flipd,
+        "network_error": spectrum.network_error,
+        "projected": spectrum.projected_flipd,
+        "thresholded": spectrum.thresholded_flipd,
+        "flipd": spectrum.flipd,
+        "rank": lid.rank_by_threshold(spectrum.eigenvalues),
+        "residual": spectrum.residual,
+        "off_manifold": spectrum.off_manifold,
+        "asymmetry": spectrum.asymmetry,
+    }
+    return np.stack([np.asarray(fields[name], np.float32) for name in Measured._fields])

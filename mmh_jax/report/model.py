@@ -92,11 +92,11 @@ def lid_theta(
     *,
     seed: int,
     sigma: float | None = None,
-    methods: Sequence[str] = ("projected",),
+    methods: Sequence[str] = ("tangential",),
     num_points: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> tuple[float, dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """LID_theta of a saved model at the points of a data set, as a CSV file.
 
     Args:
@@ -104,15 +104,16 @@ def lid_theta(
         source: what `data.sources.load` reads.
         out: the file to write.
         seed: of the choice of points.
-        sigma: the noise level in data units; None chooses it.
-        methods: of `flipd`, `projected`, `thresholded` and `rank`; a column each.
+        sigma: the noise level in data units; None chooses it for each point, where the curve of
+            its tangential FLIPD is flattest.
+        methods: of `tangential`, `flipd`, `projected`, `thresholded` and `rank`; a column each.
         num_points: how many points, chosen at random; None for all.
         overwrite: whether the file may be replaced.
         progress: called as `progress(stage, done, total, note)`.
 
     Returns:
-        `(sigma, columns, diagnostics)`: the noise level, what was written, and what says whether to
-        believe it (see `measure.diagnostics`).
+        `(columns, diagnostics)`: what was written, and what says whether to believe it (see
+        `measure.diagnostics`).
 
     Raises:
         ValueError, OSError: for what cannot be used or written; before any work.
@@ -131,22 +132,31 @@ def lid_theta(
     output.check_writable(out.parent)
     spectra = measure.spectra(points.shape[1:])
     stages = Stages(progress)
+    levels = np.asarray([sigma])
     if sigma is None:
         with stages("sigma") as report:
             levels = measure.choose_levels(
                 denoiser, config, points, seed=seed, spectra=spectra, progress=report
             )
-        sigma = float(levels[1])
     index = measure.random_subset(len(points), num_points or len(points), seed=seed)
     with stages("lid_theta") as report:
         measured = measure.measure(
-            denoiser, points[index], np.asarray([sigma]), spectra=spectra, progress=report
+            denoiser, points[index], levels, spectra=spectra, progress=report
         )
+    if sigma is None:
+        chosen = measure.at_plateau(measured, levels, points[0].size)
+    else:
+        chosen = measure.at_level(measured, sigma)
     columns = {"index": index}
     if data.labels is not None:
         columns["label"] = np.asarray(data.labels)[index]
+    columns["sigma"] = chosen.sigma
+    if sigma is None:
+        columns["num_plateaus"] = chosen.num_plateaus
     for name in (*methods, "residual", "off_manifold"):
-        values = getattr(measured, name)[:, 0]
+        values = getattr(chosen.measured, name)
         columns[name] = values.astype(int) if name in ("rank", "off_manifold") else values
+        if name == "tangential":
+            columns["stderr"] = chosen.lid.stderr
     write_csv(out, columns)
-    return sigma, columns, measure.diagnostics(measured, 0, sigma, config)
+    return columns, measure.diagnostics(chosen, config)

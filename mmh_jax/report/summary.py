@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mmh_jax.memorization import Label, Verdict
-from mmh_jax.report.measure import Measured
+from mmh_jax.report.measure import Chosen
 from mmh_jax.typing import Estimate
 
 __all__ = ["columns_of", "environment", "summary_of"]
@@ -21,7 +21,7 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def columns_of(
     index: np.ndarray,
     labels: np.ndarray | None,
-    measured: Measured,
+    chosen: Chosen,
     lid_star: Estimate,
     verdicts: Verdict,
     nearest: tuple[np.ndarray, np.ndarray],
@@ -31,23 +31,25 @@ def columns_of(
     Args:
         index: where each point is in the source.
         labels: of the source's points, of which the rows of `index` are taken, or None.
-        measured: LID_theta at three noise levels; the middle one is reported.
+        chosen: LID_theta.
         lid_star: of the same points.
         verdicts: of the same points.
         nearest: the index of each point's nearest other point, and its distance in data units.
     """
-    lid_theta = measured.lid
+    measured = chosen.measured
     titles = [Label(int(code)).title for code in verdicts.label]
     return (
         {"index": index}
         | ({} if labels is None else {"label": np.asarray(labels)[index]})
         | {
-            "lid_theta": lid_theta.value,
-            "lid_theta_stderr": lid_theta.stderr,
-            "lid_theta_raw": measured.flipd[:, 1],
-            "jacobian_rank": measured.rank[:, 1].astype(int),
-            "residual": measured.residual[:, 1],
-            "off_manifold": measured.off_manifold[:, 1].astype(int),
+            "lid_theta": chosen.lid.value,
+            "lid_theta_stderr": chosen.lid.stderr,
+            "sigma": chosen.sigma,
+            "num_plateaus": chosen.num_plateaus,
+            "flipd": measured.flipd,
+            "jacobian_rank": measured.rank.astype(int),
+            "residual": measured.residual,
+            "off_manifold": measured.off_manifold.astype(int),
             "lid_star": lid_star.value,
             "lid_star_stderr": lid_star.stderr,
             "z": np.asarray(verdicts.z),
@@ -85,18 +87,22 @@ def summary_of(
     timings: dict[str, float],
     diagnostics: dict[str, Any],
 ) -> dict[str, Any]:
-    """The content of `summary.json`; timings are those of the run that finished, in seconds."""
+    """The content of `summary.json`.
+
+    The quantiles of `lid_theta` are over the points that have a plateau; the timings, in seconds,
+    those of the run that finished.
+    """
     titles = list(columns["verdict"])
     return {
         "command": command,
         "settings": settings,
         "environment": environment(),
-        "sigma": float(sigmas[1]),
+        "sigma": float(np.median(columns["sigma"])),
         "sigmas": [float(sigma) for sigma in sigmas],
         "num_points": len(titles),
         "verdicts": {label.title: titles.count(label.title) for label in Label},
         "diagnostics": diagnostics,
-        "lid_theta": _quantiles(columns["lid_theta"]),
+        "lid_theta": _quantiles(columns["lid_theta"][columns["num_plateaus"] > 0]),
         "lid_star": _quantiles(columns["lid_star"]),
         "timings": {stage: round(seconds, 3) for stage, seconds in timings.items()},
     }
