@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmh_jax import nn
+from mmh_jax import denoise, nn
 
 
 def test_per_example_call_is_the_batched_call():
@@ -65,3 +65,23 @@ def test_embedding_separates_noise_levels(size):
     codes = jax.vmap(lambda c: nn.sinusoidal_embedding(c, size))(levels)
     assert codes.shape == (50, size)
     np.testing.assert_allclose(jnp.sum(codes**2, 1), size / 2, rtol=1e-5)
+
+
+def test_gradient_mlp_is_the_gradient_of_a_scalar(x64):
+    network = nn.GradientMLP((2, 3), width=16, depth=2, num_frequencies=3, rngs=nnx.Rngs(0))
+    apply, params = nn.split(network)
+    x, level = jax.random.normal(jax.random.key(0), (2, 3)), jnp.asarray(0.3)
+    np.testing.assert_array_equal(apply(params, x, level), 0)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape), params)
+    inner, _ = nn.split(
+        nn.ResidualMLP((2, 3), width=16, depth=2, num_frequencies=3, rngs=nnx.Rngs(0))
+    )
+    expected = jax.grad(lambda y: jnp.sum(y * inner(params["inner"], y, level)))(x)
+    np.testing.assert_allclose(apply(params, x, level), expected, rtol=1e-10)
+    assert jnp.max(jnp.abs(expected)) > 0.01
+
+    model = denoise.precondition(apply, params, sigma_data=0.7, shape=(2, 3))
+    matrix = jax.jacobian(lambda y: model(y, 0.4))(x).reshape(6, 6)
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-12)
+    assert not np.allclose(matrix, np.diag(np.diag(matrix)))

@@ -1,6 +1,7 @@
 """The loss, the loop, and that a run cut off ends like one that was not."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmh_jax import denoise, nn, train
+from mmh_jax import denoise, lid, nn, train
 from mmh_jax.train.loop import _batches
 
 CONFIG = train.TrainConfig(num_steps=60, batch_size=32, steps_per_round=10, ema_half_life=10.0)
@@ -56,6 +57,50 @@ def test_loss_of_a_known_denoiser(x64):
     errors = loss(lambda x, s: x)
     stderr = errors.std() / np.sqrt(errors.size)
     assert abs(errors.mean() - weight * 0.25) < 4 * stderr
+
+
+def test_symmetry_loss_is_the_skew_part_of_the_jacobian(x64):
+    matrix = jax.random.normal(jax.random.key(1), (5, 5))
+    x0, sigma = jnp.ones(5), jnp.asarray(0.5)
+
+    def losses(matrix, num=20_000):
+        keys = jax.random.split(jax.random.key(0), num)
+        return jax.lax.map(
+            lambda key: train.symmetry_loss(lambda x, s: matrix @ x, x0, sigma, 2.0, key=key), keys
+        )
+
+    skew = (matrix - matrix.T) / 2
+    expected = train.edm_weight(0.5, 2.0) * 4.0 * jnp.sum(skew**2) / 5
+    found = losses(matrix)
+    assert abs(found.mean() - expected) < 4 * found.std() / np.sqrt(found.size)
+    np.testing.assert_allclose(losses(matrix + matrix.T, 3), 0, atol=1e-12)
+
+
+def test_symmetry_is_trained_when_asked_for():
+    config = dataclasses.replace(CONFIG, num_steps=200, batch_size=64, learning_rate=4e-3)
+
+    def asymmetry(symmetry):
+        asked = dataclasses.replace(config, symmetry=symmetry)
+        state = last(train.fit(untrained(), circle(), asked, key=jax.random.key(0))).state
+        model = untrained().replace(params=state.params)
+        points = jnp.asarray(circle(40))
+        found = jax.vmap(lambda x: lid.jacobian_spectrum(model, x, 0.3).asymmetry)(points)
+        return float(found.mean())
+
+    assert asymmetry(10.0) < 0.6 * asymmetry(0.0)
+
+
+def test_fingerprints_know_every_setting_and_outlive_new_ones():
+    points = circle()
+    print_of = functools.partial(train.run_fingerprint, points)
+    assert print_of(CONFIG) != print_of(dataclasses.replace(CONFIG, symmetry=0.5))
+    assert print_of(CONFIG) != print_of(dataclasses.replace(CONFIG, learning_rate=2e-3))
+    # What a run begun with an earlier version had written down.
+    assert "symmetry" not in repr(CONFIG)
+    recipe = train.Recipe()
+    assert {"network", "symmetry"}.isdisjoint(recipe.settings())
+    assert dataclasses.replace(recipe, symmetry=0.5).settings()["symmetry"] == 0.5
+    assert dataclasses.replace(recipe, network="GradientMLP").settings()["network"] == "GradientMLP"
 
 
 @pytest.mark.parametrize("num_points", [7, 32, 100])
@@ -194,3 +239,21 @@ def test_recipe_trains_saves_resumes_and_loads(tmp_path):
     np.testing.assert_array_equal(again(x, 0.3), a(x, 0.3))
     with pytest.raises(ValueError, match="another run"):
         train.train_model(points, quick, tmp_path / "a", seed=1)
+
+
+def test_a_conservative_recipe_is_trained_saved_and_loaded(tmp_path):
+    recipe = train.Recipe(
+        width=16, depth=1, num_steps=30, batch_size=32, network="GradientMLP", symmetry=0.1
+    )
+    model = train.train_model(circle(), recipe, tmp_path, seed=0)
+    found = train.load(tmp_path)
+    x = jnp.array([1.0, 0.4])
+    np.testing.assert_array_equal(found(x, 0.3), model(x, 0.3))
+    assert lid.jacobian_spectrum(found, x, 0.3).asymmetry < 1e-5
+    config = train.load_config(tmp_path)
+    assert config.network == "GradientMLP"
+    assert config.training["symmetry"] == 0.1
+    with pytest.raises(ValueError, match="another run"):
+        train.train_model(circle(), dataclasses.replace(recipe, symmetry=0.0), tmp_path, seed=0)
+    with pytest.raises(ValueError, match="symmetry=-1"):
+        train.TrainConfig(symmetry=-1)

@@ -1,6 +1,6 @@
-"""Flax networks, one example per call: embeddings and a residual MLP."""
+"""Flax networks, one example per call: embeddings, a residual MLP, and the gradient of one."""
 
 from mmh_jax.nn.functional import Apply, split
-from mmh_jax.nn.mlp import ResidualMLP, sinusoidal_embedding
+from mmh_jax.nn.mlp import GradientMLP, ResidualMLP, sinusoidal_embedding
 
-__all__ = ["Apply", "ResidualMLP", "sinusoidal_embedding", "split"]
+__all__ = ["Apply", "GradientMLP", "ResidualMLP", "sinusoidal_embedding", "split"]

@@ -69,7 +69,7 @@ def train_model(
     output.check_output(out, output.MODEL, overwrite=overwrite)
     data = sources.load(source)
     settings = {"source": str(source), "data": hash_of(data.points), "seed": seed}
-    settings |= dataclasses.asdict(recipe)
+    settings |= recipe.settings()
     work = output.claim(out, output.MODEL, settings, overwrite=overwrite)
     with Stages(progress)("model") as report:
         train.train_model(

@@ -2,7 +2,7 @@
 
 from mmh_jax.train.checkpoint import Checkpoints, run_fingerprint
 from mmh_jax.train.loop import Metrics, TrainConfig, TrainState, fit, init_state
-from mmh_jax.train.loss import denoising_loss, edm_weight, log_normal, log_uniform
+from mmh_jax.train.loss import denoising_loss, edm_weight, log_normal, log_uniform, symmetry_loss
 from mmh_jax.train.recipe import RECIPES, Recipe, normalisation, train_model
 from mmh_jax.train.store import ModelConfig, build, load, load_config, save
 
@@ -26,5 +26,6 @@ __all__ = [
     "normalisation",
     "run_fingerprint",
     "save",
+    "symmetry_loss",
     "train_model",
 ]

@@ -23,7 +23,10 @@ def run_fingerprint(points: Any, config: TrainConfig, **settings: Any) -> str:
     """A hash of the data, the training settings and whatever else decides the result."""
     points = np.ascontiguousarray(points)
     digest = hashlib.sha256(points.tobytes())
-    text = json.dumps([points.shape, str(points.dtype), repr(config), settings], default=repr)
+    what: list[Any] = [points.shape, str(points.dtype), repr(config), settings]
+    if config.symmetry > 0:
+        what.append(config.symmetry)
+    text = json.dumps(what, default=repr)
     digest.update(text.encode())
     return digest.hexdigest()
 

@@ -18,7 +18,14 @@ import jax.numpy as jnp
 
 from mmh_jax.typing import Array, ArrayLike, Denoiser, Key
 
-__all__ = ["NoiseLevels", "denoising_loss", "edm_weight", "log_normal", "log_uniform"]
+__all__ = [
+    "NoiseLevels",
+    "denoising_loss",
+    "edm_weight",
+    "log_normal",
+    "log_uniform",
+    "symmetry_loss",
+]
 
 
 class NoiseLevels(Protocol):
@@ -87,3 +94,34 @@ def denoising_loss(
     noise = jax.random.normal(key, x0.shape, x0.dtype)
     error = denoiser(x0 + sigma * noise, sigma) - x0
     return edm_weight(sigma, sigma_data) * jnp.mean(error**2)
+
+
+def symmetry_loss(
+    denoiser: Denoiser | Any, x0: Array, sigma: Array, sigma_data: float, *, key: Key
+) -> Array:
+    """The weighted mean square of (J - J^T) v / 2, J the Jacobian at a noisy copy of a clean point.
+
+    Zero for a denoiser that is a gradient, as the exact one is.  With v of random signs it is an
+    unbiased estimate of the squared Frobenius norm of the skew part, over D.  Times
+    `edm_weight * sigma_data^2`, so that the raw network of an EDM-preconditioned denoiser is held
+    to the same symmetry at every noise level.
+
+    Args:
+        denoiser, x0, sigma, sigma_data: as in `denoising_loss`.
+        key: draws the noise and v.
+
+    >>> turn = lambda x, sigma: jnp.array([-x[1], x[0]])
+    >>> float(symmetry_loss(turn, jnp.ones(2), 1.0, 1.0, key=jax.random.key(0)))
+    2.0
+    """
+    noise_key, probe_key = jax.random.split(key)
+    x = x0 + sigma * jax.random.normal(noise_key, x0.shape, x0.dtype)
+    probe = jax.random.rademacher(probe_key, x0.shape, x0.dtype)
+
+    def at(point: Array) -> Array:
+        return denoiser(point, sigma)
+
+    forward = jax.jvp(at, (x,), (probe,))[1]
+    backward = jax.vjp(at, x)[1](probe)[0]
+    weight = edm_weight(sigma, sigma_data) * sigma_data**2
+    return weight * jnp.mean((forward - backward) ** 2) / 4

@@ -33,6 +33,8 @@ class Recipe:
         num_steps, batch_size, learning_rate, ema_half_life: of `TrainConfig`.
         sigma_min, sigma_max: the trained noise levels, relative to the spread of the data.
         noise_levels: their law, in the same unit; None for log-uniform between the two.
+        network: `ResidualMLP`, or `GradientMLP` for a conservative model at 3 times the cost.
+        symmetry: of `TrainConfig`.
     """
 
     width: int = 256
@@ -45,6 +47,17 @@ class Recipe:
     sigma_min: float = 0.003
     sigma_max: float = 5.0
     noise_levels: NoiseLevels | None = None
+    network: str = "ResidualMLP"
+    symmetry: float = 0.0
+
+    def settings(self) -> dict[str, Any]:
+        """All fields by name, for a fingerprint or a record.
+
+        Those added later are left out at their defaults: a run begun before them is still the same.
+        """
+        later = {"network": "ResidualMLP", "symmetry": 0.0}
+        fields = dataclasses.asdict(self).items()
+        return {name: value for name, value in fields if later.get(name, self) != value}
 
 
 RECIPES = {
@@ -110,10 +123,11 @@ def train_model(
         learning_rate=recipe.learning_rate,
         ema_half_life=recipe.ema_half_life,
         noise_levels=recipe.noise_levels or log_uniform(recipe.sigma_min, recipe.sigma_max),
+        symmetry=recipe.symmetry,
     )
-    fingerprint = run_fingerprint(points, config, recipe=dataclasses.asdict(recipe), seed=seed)
+    fingerprint = run_fingerprint(points, config, recipe=recipe.settings(), seed=seed)
     model_config = ModelConfig(
-        network="ResidualMLP",
+        network=recipe.network,
         network_options={
             "width": recipe.width,
             "depth": recipe.depth,
@@ -125,7 +139,7 @@ def train_model(
         sigma_min=recipe.sigma_min * scale,
         sigma_max=recipe.sigma_max * scale,
         training={"fingerprint": fingerprint, "seed": seed, "num_points": len(points)}
-        | dataclasses.asdict(recipe)
+        | recipe.settings()
         | (about or {}),
     )
     if (Path(folder) / "config.json").exists():

@@ -25,7 +25,7 @@ from mmh_jax.typing import Key
 __all__ = ["ModelConfig", "build", "load", "load_config", "save"]
 
 FORMAT = "mmh_jax.model/1"
-NETWORKS = {"ResidualMLP": nn.ResidualMLP}
+NETWORKS = {"GradientMLP": nn.GradientMLP, "ResidualMLP": nn.ResidualMLP}
 
 
 @dataclasses.dataclass(frozen=True)
