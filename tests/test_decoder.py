@@ -390,3 +390,21 @@ THREE, COUNT = jnp.ones(3), jnp.ones(3, int)
 def test_errors_name_argument_fault_and_cure(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_the_derivative_of_an_inverse_is_the_inverse_of_the_derivative(x64):
+    mix = jnp.array([[1.0, 0.4], [-0.3, 1.2]])
+
+    def decoder(z):
+        return jnp.sinh(mix @ z) + 0.1 * (mix @ z) ** 3
+
+    z = jnp.array([0.3, -0.6])
+    x = decoder(z)
+
+    def inverse(y):
+        return lid.invert(decoder, y, latent_shape=(2,), key=jax.random.key(0), num_starts=4).z
+
+    np.testing.assert_allclose(inverse(x), z, atol=1e-9)
+    expected = jnp.linalg.inv(jax.jacfwd(decoder)(z))
+    np.testing.assert_allclose(jax.jacfwd(inverse)(x), expected, atol=1e-6)
+    np.testing.assert_allclose(jax.jacrev(inverse)(x), expected, atol=1e-6)

@@ -1,14 +1,17 @@
 """FLIPD against closed forms, through every strategy, and at its boundary."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmh_jax import denoise, lid, linalg
+from mmh_jax import denoise, lid, linalg, nn, train
 
 DIM, AMBIENT = 4, 12
 
@@ -183,3 +186,31 @@ def test_a_result_says_whether_to_believe_it(x64):
     assert lid.flipd(guided, x, 0.1).guided == 1
     curve = lid.flipd_curve(denoise.Affine(guided), x, [0.1, 0.2])
     np.testing.assert_array_equal(curve.guided, [1, 1])
+
+
+def test_lanczos_is_the_dense_projection_on_a_trained_network():
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(20, 5)))[0]
+    points = np.random.default_rng(1).normal(size=(2000, 5)) @ basis.T
+    points = (2 * points).astype(np.float32)
+    network = nn.ResidualMLP((20,), width=64, depth=2, rngs=nnx.Rngs(0))
+    model = denoise.precondition(*nn.split(network), sigma_data=1.0, shape=(20,))
+    config = train.TrainConfig(num_steps=400, batch_size=128, ema_half_life=30.0)
+    for metrics in train.fit(model, points, config, key=jax.random.key(0)):
+        model = model.replace(params=metrics.state.ema)
+    keys = jax.random.split(jax.random.key(2), 48)
+
+    spectrum = lid.jacobian_spectrum(model, points[0], 0.1)
+    assert spectrum.asymmetry > 0.01
+    assert spectrum.eigenvalues[-1] < -0.01
+    at = functools.partial(lid.flipd, model)
+    for above_noise in (False, True):
+        exact = linalg.positive_exact(above_noise=above_noise)
+        lanczos = linalg.positive_lanczos(16, 20, above_noise=above_noise)
+        dense = jax.lax.map(lambda x, t=exact: at(x, 0.1, trace=t), points[:48])
+        sketch = jax.lax.map(
+            lambda xk, t=lanczos: at(xk[0], 0.1, trace=t, key=xk[1]), (points[:48], keys)
+        )
+        error = sketch.value - dense.value
+        assert jnp.mean(jnp.abs(error) <= 1.96 * sketch.stderr) > 0.85
+        assert abs(jnp.mean(error)) < 4 * jnp.std(error) / 48**0.5
+        np.testing.assert_allclose(sketch.residual, dense.residual, rtol=1e-4)
