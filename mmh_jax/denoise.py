@@ -44,8 +44,10 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "is_guided",
+    "outside_training",
     "precondition",
     "score",
+    "trained_range",
     "v",
     "velocity",
     "x0",
@@ -97,6 +99,8 @@ class NetworkDenoiser:
             one example, no batch axis.
         prediction: what the network predicts: `x0`, `eps`, `score`, `v` or `velocity`.
         shape: the shape of a point, checked by the estimators; None to leave it unchecked.
+        sigma_range: the least and the largest noise level of the training, in units of x; None for
+            those of the schedule.
     """
 
     params: Any
@@ -105,6 +109,16 @@ class NetworkDenoiser:
     apply: Callable[..., Array] = struct.field(pytree_node=False, kw_only=True)
     prediction: Prediction = struct.field(pytree_node=False, default=eps, kw_only=True)
     shape: tuple[int, ...] | None = struct.field(pytree_node=False, default=None, kw_only=True)
+    sigma_range: tuple[float, float] | None = struct.field(
+        pytree_node=False, default=None, kw_only=True
+    )
+
+    @property
+    def trained_range(self) -> tuple[ArrayLike, ArrayLike]:
+        """The least and the largest noise level of the training."""
+        if self.sigma_range is not None:
+            return self.sigma_range
+        return self.schedule.sigma(self.schedule.t_min), self.schedule.sigma(self.schedule.t_max)
 
     def __call__(self, x: Array, sigma: ArrayLike) -> Array:
         """The network's E[x0 | x0 + sigma * eps = x], of the shape of `x`."""
@@ -262,6 +276,7 @@ def precondition(
     *,
     sigma_data: float = 0.5,
     shape: tuple[int, ...] | None = None,
+    sigma_range: tuple[float, float] | None = None,
 ) -> NetworkDenoiser:
     """An EDM-preconditioned network (Karras et al. 2022, 2206.00364, eq. 7 and table 1).
 
@@ -274,9 +289,15 @@ def precondition(
         params: its parameters.
         sigma_data: the standard deviation of the data per coordinate.
         shape: the shape of a point, for checking.
+        sigma_range: the least and the largest noise level of the training, if known.
     """
     return NetworkDenoiser(
-        params, EDM(), apply=_Precondition(apply, sigma_data), prediction=x0, shape=shape
+        params,
+        EDM(),
+        apply=_Precondition(apply, sigma_data),
+        prediction=x0,
+        shape=shape,
+        sigma_range=sigma_range,
     )
 
 
@@ -288,6 +309,31 @@ def is_guided(denoiser: Any) -> bool:
     (True, False)
     """
     return bool(getattr(denoiser, "is_guided", False))
+
+
+def trained_range(denoiser: Any) -> tuple[ArrayLike, ArrayLike] | None:
+    """The least and the largest noise level at which a denoiser was trained, or None if unknown.
+
+    >>> network = from_function(lambda x, t: x, EDM(), prediction=x0)
+    >>> [float(sigma) for sigma in trained_range(Affine(network, 0.0, 2.0))]
+    [0.0, 160.0]
+    """
+    return getattr(denoiser, "trained_range", None)
+
+
+def outside_training(denoiser: Any, sigma: ArrayLike) -> Array:
+    """1 where a noise level is outside the range of a denoiser's training, 0 inside or if unknown.
+
+    >>> network = from_function(lambda x, t: x, EDM(t_max=80.0), prediction=x0)
+    >>> outside_training(network, jnp.array([1.0, 100.0]))
+    Array([0, 1], dtype=int32)
+    """
+    found, sigma = trained_range(denoiser), jnp.asarray(sigma)
+    if found is None:
+        return jnp.zeros(sigma.shape, int)
+    # One part in a thousand: ends of the range that went through a time and back are inside.
+    low, high = found
+    return jnp.asarray((sigma < 0.999 * low) | (sigma > 1.001 * high), int)
 
 
 @struct.dataclass
@@ -316,6 +362,12 @@ class Affine:
     def is_guided(self) -> bool:
         """Whether the inner denoiser is guided."""
         return is_guided(self.inner)
+
+    @property
+    def trained_range(self) -> tuple[ArrayLike, ArrayLike] | None:
+        """The inner denoiser's, in data units."""
+        found = trained_range(self.inner)
+        return None if found is None else (found[0] * self.scale, found[1] * self.scale)
 
     def __call__(self, x: Array, sigma: ArrayLike) -> Array:
         """The inner denoiser's answer, in data units."""
@@ -359,6 +411,11 @@ class Guided:
     def is_guided(self) -> bool:
         """True: a guided field is in general no density's."""
         return True
+
+    @property
+    def trained_range(self) -> tuple[ArrayLike, ArrayLike] | None:
+        """That of the conditional denoiser."""
+        return trained_range(self.conditional)
 
     @property
     def shape(self) -> tuple[int, ...] | None:

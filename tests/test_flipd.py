@@ -1,5 +1,6 @@
 """FLIPD against closed forms, through every strategy, and at its boundary."""
 
+import dataclasses
 import functools
 
 import chex
@@ -11,7 +12,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmh_jax import denoise, lid, linalg, nn, train
+from mmh_jax import denoise, lid, linalg, nn, noise, train
 
 DIM, AMBIENT = 4, 12
 
@@ -186,6 +187,19 @@ def test_a_result_says_whether_to_believe_it(x64):
     assert lid.flipd(guided, x, 0.1).guided == 1
     curve = lid.flipd_curve(denoise.Affine(guided), x, [0.1, 0.2])
     np.testing.assert_array_equal(curve.guided, [1, 1])
+    # A plain function does not know where it was trained; a network, or its schedule, does.
+    assert lid.flipd(denoiser, x, 1e9).outside_training == 0
+    schedule = noise.EDM(t_max=0.5)
+    network = denoise.from_function(denoiser, schedule, prediction=denoise.x0)
+    for scaled in (denoise.Affine(network, 0.0, 2.0), denoise.Guided(network, network, 1.0)):
+        sigmas = jnp.array([0.1, 0.4, 2.0])
+        expected = [0, 0, 1]
+        np.testing.assert_array_equal(denoise.outside_training(scaled, sigmas), expected)
+        found = lid.flipd_curve(scaled, x, sigmas).outside_training
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(lid.spectral_curve(scaled, x, sigmas).outside_training, found)
+    narrow = dataclasses.replace(network, sigma_range=(0.2, 0.3))
+    np.testing.assert_array_equal(denoise.outside_training(narrow, sigmas), [1, 1, 1])
 
 
 def test_lanczos_is_the_dense_projection_on_a_trained_network():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmh_jax import analytic, train
+from mmh_jax import analytic, denoise, noise, train
 from mmh_jax.report import measure
 
 SHAPE = (6,)
@@ -87,7 +87,7 @@ def test_no_plateau_is_no_dimension():
     assert without.any()
     assert np.isfinite(chosen.lid.value).all()
     np.testing.assert_array_equal(np.isnan(chosen.dimension.value), without)
-    found = measure.diagnostics(chosen, CONFIG)
+    found = measure.diagnostics(chosen, model)
     assert found["no_plateau"] == without.sum()
     assert found["num_points"] == 40
     assert found["sigma_outside_training"] is False
@@ -102,7 +102,9 @@ def test_a_given_level_is_taken_as_it_is(two_scales):
     np.testing.assert_array_equal(chosen.lid.value, measured.tangential[:, 0])
     np.testing.assert_array_equal(chosen.lid.stderr, measured.network_error[:, 0])
     assert np.isfinite(chosen.dimension.value).all()
-    assert measure.diagnostics(chosen, CONFIG)["sigma_outside_training"] is True
+    trained = denoise.from_function(lambda x, t: x, noise.EDM(t_max=5.0), prediction=denoise.x0)
+    assert measure.diagnostics(chosen, trained)["sigma_outside_training"] is True
+    assert measure.diagnostics(chosen, model)["sigma_outside_training"] is False  # not known
 
 
 def test_a_model_that_is_nowhere_finite_is_refused():

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from mmh_jax import linalg
-from mmh_jax.denoise import is_guided
+from mmh_jax.denoise import is_guided, outside_training
 from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_point
 
 __all__ = ["Curve", "Flipd", "flipd", "flipd_curve", "residual_bound"]
@@ -49,12 +49,15 @@ class Flipd(NamedTuple):
         stderr: its standard error from random probes (0 if there are none).
         residual: |x - D(x; sigma)|^2 / sigma^2, the part of the value that is not the trace.
         guided: 1 if the field is classifier-free-guided, and so in general no density's; else 0.
+        outside_training: 1 if sigma is outside the range of the training, where a network says
+            nothing; 0 if it is inside, or the range is not known.
     """
 
     value: Any
     stderr: Any
     residual: Any
     guided: Any = 0
+    outside_training: Any = 0
 
     @property
     def trace(self) -> Array:
@@ -81,6 +84,7 @@ class Curve(NamedTuple):
         stderr: (S,) its standard error.
         residual: (S,) |x - D(x; sigma)|^2 / sigma^2.
         guided: (S,) whether the field is guided, as in `Flipd`.
+        outside_training: (S,) whether the level is outside the trained range, as in `Flipd`.
     """
 
     sigmas: Any
@@ -88,6 +92,7 @@ class Curve(NamedTuple):
     stderr: Any
     residual: Any
     guided: Any = 0
+    outside_training: Any = 0
 
 
 def flipd(
@@ -111,9 +116,9 @@ def flipd(
         key: for a stochastic trace.
 
     Returns:
-        `Flipd(value, stderr, residual, guided)`; `stderr` is that of the trace (0 if deterministic)
-        and does not contain the bias in sigma, nor the network's error.  `.off_manifold` says
-        whether the value is a dimension at all.
+        `Flipd`; its `stderr` is that of the trace (0 if deterministic) and contains neither the
+        bias in sigma nor the network's error (for that see `Spectrum.network_error`).
+        `.off_manifold` says whether the value is a dimension at all.
 
     Cost: one network evaluation and its linearisation, plus the products of the trace strategy.
     Differentiable in x, sigma and the denoiser's parameters.
@@ -134,8 +139,13 @@ def flipd(
     denoised, matvec = jax.linearize(lambda point: denoiser(point, sigma), x)
     dimension = trace(matvec, x, key=key)
     residual = squared_residual(x, denoised, sigma)
-    guided = jnp.asarray(is_guided(denoiser), int)
-    return Flipd(dimension.value + residual, dimension.stderr, residual, guided)
+    return Flipd(
+        dimension.value + residual,
+        dimension.stderr,
+        residual,
+        jnp.asarray(is_guided(denoiser), int),
+        outside_training(denoiser, sigma),
+    )
 
 
 def squared_residual(x: Array, denoised: Array, sigma: Array) -> Array:
@@ -164,7 +174,7 @@ def flipd_curve(
         key: for a stochastic trace.
 
     Returns:
-        `Curve(sigmas, value, stderr, residual, guided)`, each (S,).
+        `Curve`, its fields (S,) each.
 
     Cost: S times that of `flipd`; memory that of one noise level.
 

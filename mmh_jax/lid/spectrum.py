@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from mmh_jax import linalg
-from mmh_jax.denoise import is_guided
+from mmh_jax.denoise import is_guided, outside_training
 from mmh_jax.lid.flipd import Curve, squared_residual
 from mmh_jax.linalg.spectral import above_noise_edge
 from mmh_jax.typing import Array, ArrayLike, Denoiser, check_point
@@ -154,7 +154,7 @@ def spectral_curve(
         sigmas: (S,) noise levels, in data units.
 
     Returns:
-        `Curve(sigmas, value, stderr, residual, guided)`, each (S,): `Spectrum.tangential_flipd` and
+        `Curve`, its fields (S,) each: value `Spectrum.tangential_flipd`, stderr
         `Spectrum.network_error`.
 
     Cost: S times that of `jacobian_spectrum`.
@@ -176,9 +176,14 @@ def spectral_curve(
 
     def at(sigma: Array) -> Curve:
         spectrum = jacobian_spectrum(denoiser, x, sigma, chunk_size=chunk_size)
-        guided = jnp.asarray(is_guided(denoiser), int)
-        value, stderr = spectrum.tangential_flipd, spectrum.network_error
-        return Curve(sigma, value, stderr, spectrum.residual, guided)
+        return Curve(
+            sigma,
+            spectrum.tangential_flipd,
+            spectrum.network_error,
+            spectrum.residual,
+            jnp.asarray(is_guided(denoiser), int),
+            outside_training(denoiser, sigma),
+        )
 
     return jax.lax.map(at, sigmas)
 

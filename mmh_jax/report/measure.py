@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mmh_jax import lid, mapping
+from mmh_jax import denoise, lid, mapping
 from mmh_jax.report.files import read_array, write_array
 from mmh_jax.train import ModelConfig
 from mmh_jax.typing import Estimate
@@ -226,26 +226,25 @@ def measure(
     return Measured(*np.concatenate(blocks, axis=1))
 
 
-def diagnostics(chosen: Chosen, config: ModelConfig) -> dict[str, Any]:
+def diagnostics(chosen: Chosen, model: Any) -> dict[str, Any]:
     """What says whether to believe the dimensions.
 
     Args:
         chosen: at N points.
-        config: of the model, for the range of its training.
+        model: the denoiser, for the range of its training.
 
     Returns:
         `off_manifold`, `negative_flipd` and `no_plateau`, numbers of points; `asymmetry`, the
         median over points; `sigma_outside_training`, a boolean.
     """
-    measured, sigma = chosen.measured, chosen.sigma
-    inside = (config.sigma_min * 0.999 <= sigma) & (sigma <= config.sigma_max * 1.001)
+    measured = chosen.measured
     return {
-        "num_points": len(sigma),
+        "num_points": len(chosen.sigma),
         "no_plateau": int(np.sum(chosen.num_plateaus == 0)),
         "off_manifold": int(np.sum(measured.off_manifold > 0)),
         "negative_flipd": int(np.sum(measured.flipd < 0)),
         "asymmetry": float(np.median(measured.asymmetry)),
-        "sigma_outside_training": not bool(np.all(inside)),
+        "sigma_outside_training": bool(np.any(denoise.outside_training(model, chosen.sigma))),
     }
 
 

@@ -159,4 +159,4 @@ def lid_theta(
         if name == "tangential":
             columns["stderr"] = chosen.lid.stderr
     write_csv(out, columns)
-    return columns, measure.diagnostics(chosen, config)
+    return columns, measure.diagnostics(chosen, denoiser)

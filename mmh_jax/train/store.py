@@ -58,7 +58,14 @@ def _module(config: ModelConfig, key: Key | None) -> nnx.Module:
 
 
 def _assemble(config: ModelConfig, apply: nn.Apply, params: Any, shift: Any) -> Affine:
-    inner = precondition(apply, params, sigma_data=config.sigma_data, shape=config.shape)
+    sigma_range = (config.sigma_min / config.scale, config.sigma_max / config.scale)
+    inner = precondition(
+        apply,
+        params,
+        sigma_data=config.sigma_data,
+        shape=config.shape,
+        sigma_range=sigma_range,
+    )
     return Affine(inner, jnp.asarray(shift), config.scale)
 
 
