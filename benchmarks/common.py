@@ -29,14 +29,19 @@ def header() -> dict[str, Any]:
 
 
 def table(title: str, rows: list[dict[str, Any]]) -> None:
-    """Print rows that share their keys; real numbers with four significant digits."""
+    """Print rows that share their keys; real numbers four significant digits, None as a dash."""
     result = Table(title=title, title_justify="left")
     for name in rows[0]:
         result.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
-        texts = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()]
-        result.add_row(*texts)
+        result.add_row(*map(_text, row.values()))
     console.print(result)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def finish(out: Path, about: dict[str, Any], content: dict[str, Any], failures: list[str]) -> int:

@@ -42,7 +42,16 @@ LIDL_LEVELS = 6
 LARGEST_FOR_NORMALS = 256
 NORMALS_KEY = jax.random.key(3)
 KEPT = "tangential"
-IN_SUMMARY = ("FLIPD", "projected", "thresholded", KEPT, "count > 1/2", "normal bundle", "LIDL")
+IN_SUMMARY = {
+    "FLIPD": "FLIPD",
+    "projected": "proj.",
+    "thresholded": "thresh.",
+    "tangential": "tang.",
+    "count > 1/2": "count",
+    "gap": "gap",
+    "normal bundle": "NB",
+    "LIDL": "LIDL",
+}
 SMOKE = ("Gaussian 5 in 10",)
 
 
@@ -191,9 +200,9 @@ def summary_row(result: dict[str, Any]) -> dict[str, Any]:
     kept = rows[KEPT]
     return (
         {"set": result["set"], "s": round(result["seconds"])}
-        | {name: rows[name]["MAE"] if name in rows else None for name in IN_SUMMARY}
+        | {head: rows[name]["MAE"] if name in rows else None for name, head in IN_SUMMARY.items()}
         | {"best": kept["best"], "knee": kept["knee"]}
-        | {"inside %": kept["inside %"], "concordance": kept["concordance"]}
+        | {"inside %": kept["inside %"], "conc.": kept["concordance"]}
     )
 
 

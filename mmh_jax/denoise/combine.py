@@ -1,0 +1,147 @@
+"""Denoisers made of denoisers: in other units, or guided; and what is known of any of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+
+from mmh_jax.typing import Array, ArrayLike
+
+__all__ = ["Affine", "Guided", "is_guided", "outside_training", "trained_range"]
+
+
+def is_guided(denoiser: Any) -> bool:
+    """Whether a denoiser is `Guided`, or wraps one that is: no density's, then, in general.
+
+    >>> near, far = (lambda x, sigma: x), (lambda x, sigma: 0 * x)
+    >>> is_guided(Affine(Guided(near, far, 3.0), 0.0, 2.0)), is_guided(near)
+    (True, False)
+    """
+    return bool(getattr(denoiser, "is_guided", False))
+
+
+def trained_range(denoiser: Any) -> tuple[ArrayLike, ArrayLike] | None:
+    """The least and the largest noise level at which a denoiser was trained, or None if unknown.
+
+    >>> from mmh_jax import denoise, noise
+    >>> network = denoise.from_function(lambda x, t: x, noise.EDM(), prediction=denoise.x0)
+    >>> [float(sigma) for sigma in trained_range(Affine(network, 0.0, 2.0))]
+    [0.0, 160.0]
+    """
+    return getattr(denoiser, "trained_range", None)
+
+
+def outside_training(denoiser: Any, sigma: ArrayLike) -> Array:
+    """1 where a noise level is outside the range of a denoiser's training, 0 inside or if unknown.
+
+    >>> from mmh_jax import denoise, noise
+    >>> network = denoise.from_function(lambda x, t: x, noise.EDM(), prediction=denoise.x0)
+    >>> outside_training(network, jnp.array([1.0, 100.0]))
+    Array([0, 1], dtype=int32)
+    """
+    found, sigma = trained_range(denoiser), jnp.asarray(sigma)
+    if found is None:
+        return jnp.zeros(sigma.shape, int)
+    # One part in a thousand: ends of the range that went through a time and back are inside.
+    low, high = found
+    return jnp.asarray((sigma < 0.999 * low) | (sigma > 1.001 * high), int)
+
+
+@struct.dataclass
+class Affine:
+    """A denoiser of y seen in data units x = shift + scale * y.
+
+    D(x; sigma) = shift + scale * D_y((x - shift) / scale; sigma / scale).  One positive number
+    scales all coordinates, so that the noise stays isotropic; dimensions do not change.
+
+    Attributes:
+        inner: the denoiser in the units of y, in which the network was trained.
+        shift: the origin of y in data units, a scalar or of the shape of a point.
+        scale: data units per unit of y, a positive scalar.
+    """
+
+    inner: Any
+    shift: ArrayLike = 0.0
+    scale: ArrayLike = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of a point, if the inner denoiser says it."""
+        return getattr(self.inner, "shape", None)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the inner denoiser is guided."""
+        return is_guided(self.inner)
+
+    @property
+    def trained_range(self) -> tuple[ArrayLike, ArrayLike] | None:
+        """The inner denoiser's, in data units."""
+        found = trained_range(self.inner)
+        return None if found is None else (found[0] * self.scale, found[1] * self.scale)
+
+    def __call__(self, x: Array, sigma: ArrayLike) -> Array:
+        """The inner denoiser's answer, in data units."""
+        if jnp.ndim(self.scale) != 0:
+            raise ValueError(
+                f"`Affine(scale=...)` has shape {jnp.shape(self.scale)}; one number scales all "
+                "coordinates, or isotropic noise in y would not be isotropic in x."
+            )
+        dtype = jnp.result_type(x, float)
+        shift, scale = jnp.asarray(self.shift, dtype), jnp.asarray(self.scale, dtype)
+        return shift + scale * self.inner((x - shift) / scale, jnp.asarray(sigma, dtype) / scale)
+
+    def condition(self, cond: Any) -> Affine:
+        """Bind the condition in the inner denoiser."""
+        return dataclasses.replace(self, inner=self.inner.condition(cond))
+
+
+@struct.dataclass
+class Guided:
+    """Classifier-free guidance (Ho & Salimans 2022, 2207.12598) as a denoiser.
+
+    D = D_null + guidance_scale * (D_cond - D_null).  A scale of 0 is the unconditional model, 1
+    the conditional one.  For other scales the result is, in general, no density's denoiser: its
+    Jacobian need not be symmetric, and a dimension read from it is that of the guided field.
+
+    Attributes:
+        conditional: the denoiser with its condition bound.
+        unconditional: the denoiser without, or with the null condition.
+        guidance_scale: a scalar.
+
+    >>> near, far = (lambda x, sigma: x), (lambda x, sigma: 0 * x)
+    >>> Guided(near, far, 3.0)(jnp.ones(2), 0.5)
+    Array([3., 3.], dtype=float32)
+    """
+
+    conditional: Any
+    unconditional: Any
+    guidance_scale: ArrayLike = 1.0
+
+    @property
+    def is_guided(self) -> bool:
+        """True: a guided field is in general no density's."""
+        return True
+
+    @property
+    def trained_range(self) -> tuple[ArrayLike, ArrayLike] | None:
+        """That of the conditional denoiser."""
+        return trained_range(self.conditional)
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of a point, if the conditional denoiser says it."""
+        return getattr(self.conditional, "shape", None)
+
+    def __call__(self, x: Array, sigma: ArrayLike) -> Array:
+        """The guided combination of both answers."""
+        null = self.unconditional(x, sigma)
+        scale = jnp.asarray(self.guidance_scale, null.dtype)
+        return null + scale * (self.conditional(x, sigma) - null)
+
+    def condition(self, cond: Any) -> Guided:
+        """Bind another condition; the unconditional branch stays."""
+        return dataclasses.replace(self, conditional=self.conditional.condition(cond))
