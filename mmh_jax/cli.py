@@ -87,7 +87,8 @@ class Lid:
     Writes one row for each point: its index, label if there is one, noise level, how many plateaus
     its curve has (with 0 there is no dimension), a column for each method, the standard error of
     the tangential one, the residual |x - D(x)|^2 / sigma^2, and whether that is too large for a
-    point of the model's manifold, off which there is no dimension either.
+    point of the model's manifold, off which there is no dimension either.  Interrupted or killed,
+    it continues when the same command is run again.
 
     Attributes:
         model: The folder of a model, as `mmh-jax train` writes it.

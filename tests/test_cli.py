@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from mmh_jax import lid, train
 from mmh_jax.cli import main
-from mmh_jax.report import PRESETS, files
+from mmh_jax.report import PRESETS, files, measure
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.normal(size=(60, 3)).astype(np.float32)
@@ -336,3 +336,32 @@ def test_usage_errors_exit_with_2(capsys):
     assert main(["audit"]) == 2
     assert main(["audit", "digits", "--out", "x", "--seed", "one"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_killed_measurement_continues_and_refuses_another(here, monkeypatch, capsys):
+    command = ["lid", "model", "points.npy", "--out", "one.csv"]
+    assert main(command) == 0
+    assert not list(here.glob("*.work"))
+    original, written = measure.write_array, []
+
+    def killed(path, array):
+        original(path, array)
+        written.append(path)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "write_array", killed)
+        assert main([*command[:-1], "two.csv"]) == 130
+    assert [path.parent.name for path in written] == ["sigma", "lid_theta"]
+    assert not (here / "two.csv").exists()
+    capsys.readouterr()
+    line = error_of([*command[:-1], "two.csv", "--seed", "4"], capsys)
+    assert "holds an unfinished measurement with another seed; repeat" in line
+
+    found = []
+    monkeypatch.setattr(measure, "write_array", lambda path, array: found.append(path))
+    assert main([*command[:-1], "two.csv"]) == 0
+    assert found == []  # nothing was left to do
+    assert (here / "two.csv").read_bytes() == (here / "one.csv").read_bytes()
+    assert not list(here.glob("*.work"))

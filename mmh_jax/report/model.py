@@ -99,6 +99,9 @@ def lid_theta(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """LID_theta of a saved model at the points of a data set, as a CSV file.
 
+    Partial results are kept beside it, in `<out>.work`, until it is written: a call that is killed
+    continues there.
+
     Args:
         model: the folder of the model.
         source: what `data.sources.load` reads.
@@ -119,6 +122,7 @@ def lid_theta(
         ValueError, OSError: for what cannot be used or written; before any work.
     """
     out = Path(out)
+    partial = out.with_name(f"{out.name}.work")
     if sigma is not None and not 0 < sigma < float("inf"):
         raise ValueError(f"--sigma is {sigma:g}; it must be a positive number, or `auto`.")
     check_count("--num-points", num_points)
@@ -129,20 +133,31 @@ def lid_theta(
     data = sources.load(source)
     points = data.points
     denoiser, config = load_model(model, points.shape[1:])
+    settings = {
+        "source": str(source),
+        "data": hash_of(points),
+        "model": hash_of(Path(model) / "params.safetensors"),
+        "sigma": sigma,
+        "num_points": num_points,
+        "seed": seed,
+    }
     output.check_writable(out.parent)
+    work = output.claim(partial, output.MEASUREMENT, settings, overwrite=overwrite)
     spectra = measure.spectra(points.shape[1:])
     stages = Stages(progress)
     levels = np.asarray([sigma])
     if sigma is None:
         with stages("sigma") as report:
             levels = measure.choose_levels(
-                denoiser, config, points, seed=seed, spectra=spectra, progress=report
-            )
+                denoiser, config, points, seed=seed, spectra=spectra,
+                folder=work / "sigma", progress=report,
+            )  # fmt: skip
     index = measure.random_subset(len(points), num_points or len(points), seed=seed)
     with stages("lid_theta") as report:
         measured = measure.measure(
-            denoiser, points[index], levels, spectra=spectra, progress=report
-        )
+            denoiser, points[index], levels, spectra=spectra,
+            folder=work / "lid_theta", progress=report,
+        )  # fmt: skip
     if sigma is None:
         chosen = measure.at_plateau(measured, levels, points[0].size)
     else:
@@ -159,4 +174,5 @@ def lid_theta(
         if name == "tangential":
             columns["stderr"] = chosen.lid.stderr
     write_csv(out, columns)
+    shutil.rmtree(partial)
     return columns, measure.diagnostics(chosen, denoiser)

@@ -19,7 +19,7 @@ from typing import Any
 from mmh_jax.report.files import read_json, write_json
 from mmh_jax.train import store
 
-__all__ = ["AUDIT", "MODEL", "Kind", "check_output", "check_writable", "claim"]
+__all__ = ["AUDIT", "MEASUREMENT", "MODEL", "Kind", "check_output", "check_writable", "claim"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Kind:
 
 
 AUDIT = Kind("audit", "mmh_jax.audit/1", "summary.json", ("points.csv", "lid.png", "model"))
+# Of a file, in a folder beside it that is gone when the file is there.
+MEASUREMENT = Kind("measurement", "mmh_jax.lid/1", "finished.json", ())
 MODEL = Kind("model", store.FORMAT, "config.json", ("params.safetensors",))
 
 
