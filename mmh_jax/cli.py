@@ -279,12 +279,15 @@ def _diagnosis(found: dict[str, Any]) -> str:
     parts = [
         f"{found[name]} of {found['num_points']} points {what}"
         for name, what in (
+            ("not_finite", "not finite"),
             ("no_plateau", "without a plateau"),
             ("off_manifold", "off the model's manifold"),
             ("negative_flipd", "with negative FLIPD"),
         )
+        if name != "not_finite" or found[name]
     ]
-    parts.append(f"asymmetry of the Jacobian {found['asymmetry']:.2f}")
+    if found["asymmetry"] is not None:
+        parts.append(f"asymmetry of the Jacobian {found['asymmetry']:.2f}")
     if found["sigma_outside_training"]:
         parts.append("sigma outside the trained range")
     return "; ".join(parts)

@@ -34,6 +34,7 @@ __all__ = [
     "Matvec",
     "Point",
     "Scalar",
+    "check_answer",
     "check_key",
     "check_level",
     "check_point",
@@ -68,15 +69,25 @@ def _is_traced(value: Any) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
-def check_point(caller: str, denoiser: Any, x: ArrayLike, sigma: ArrayLike) -> tuple[Array, Array]:
+def check_point(
+    caller: str, denoiser: Any, x: ArrayLike, sigma: ArrayLike, *, levels: int = 0
+) -> tuple[Array, Array]:
     """Return `(x, sigma)` as floating arrays, or say which of them is wrong and what to do.
 
     Traced values cannot be looked at, so of an argument of `jit` or `vmap` only shape and dtype are
     checked.
 
+    Args:
+        caller: the function whose arguments they are.
+        denoiser: the model.
+        x: one point.
+        sigma: one noise level, or several.
+        levels: the number of axes `sigma` is to have, 0 or 1.
+
     Raises:
         TypeError: if `x` is not of a floating dtype.
-        ValueError: if `x` has not the denoiser's shape, or `sigma` is not positive and finite.
+        ValueError: if `x` has not the denoiser's shape, or `sigma` is not positive and finite, or
+            not one number (a vector, for `levels=1`).
     """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -91,7 +102,27 @@ def check_point(caller: str, denoiser: Any, x: ArrayLike, sigma: ArrayLike) -> t
         raise ValueError(
             f"`{caller}(x=...)` has shape {x.shape}; this denoiser takes {tuple(shape)}. {cure}"
         )
-    return x, check_level(caller, sigma, x.dtype)
+    sigma = check_level(caller, sigma, x.dtype)
+    if sigma.ndim != levels:
+        name, what = (
+            ("sigmas", "a vector of noise levels") if levels else ("sigma", "one noise level")
+        )
+        cure = "" if levels else " For several, `jax.vmap`, or a curve."
+        raise ValueError(f"`{caller}({name}=...)` has shape {sigma.shape}; it takes {what}.{cure}")
+    return x, sigma
+
+
+def check_answer(caller: str, denoised: Array, x: Array) -> None:
+    """Refuse a denoiser's answer that has not the shape of the point: it would broadcast.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if denoised.shape != x.shape:
+        raise ValueError(
+            f"`{caller}(denoiser=...)` returns shape {denoised.shape} for a point of shape "
+            f"{x.shape}; a denoiser's answer is a point like x."
+        )
 
 
 def check_level(caller: str, sigma: ArrayLike, dtype: Any) -> Array:

@@ -408,3 +408,69 @@ def test_the_derivative_of_an_inverse_is_the_inverse_of_the_derivative(x64):
     expected = jnp.linalg.inv(jax.jacfwd(decoder)(z))
     np.testing.assert_allclose(jax.jacfwd(inverse)(x), expected, atol=1e-6)
     np.testing.assert_allclose(jax.jacrev(inverse)(x), expected, atol=1e-6)
+
+
+def test_a_tolerance_is_a_tolerance(x64):
+    def rosenbrock(z):
+        return jnp.array([1 - z[0], 10 * (z[1] - z[0] ** 2)])
+
+    def found(**options):
+        return lid.invert(
+            rosenbrock, jnp.zeros(2), latent_shape=(2,), key=jax.random.key(0), num_starts=1,
+            **options,
+        )  # fmt: skip
+
+    tight = found()
+    assert tight.residual < 1e-5
+    assert found(atol=0.3).residual > 0.01
+    eps = float(jnp.finfo(float).eps)
+    same, loose = found(rtol=eps**0.75, atol=eps**0.75), found(rtol=eps**0.5, atol=eps**0.5)
+    np.testing.assert_array_equal(tight.z, same.z)
+    assert not np.array_equal(tight.z, loose.z)
+
+
+def test_a_tiny_image_and_a_point_at_zero(x64):
+    """The size of the data is then that of the decoder's image alone."""
+    found = lid.invert(
+        lambda z: 1e-7 * (z - 0.5), jnp.zeros(1), latent_shape=(1,), key=jax.random.key(0)
+    )
+    np.testing.assert_allclose(found.z, 0.5, atol=1e-6)
+    assert found.converged
+
+
+def test_the_best_start_says_whether_it_converged(x64):
+    # A bowl whose bottom is .7 high, and a valley that goes down for ever.
+    def decoder(z):
+        bowl = jnp.sqrt(0.5 + (z + 0.5) ** 2)
+        return jnp.where(z < 0, bowl, 0.4 / (1 + jnp.abs(z)))
+
+    keys = [jax.random.key(i) for i in range(40)]
+    starts = [jax.random.normal(key, (2, 1))[:, 0] for key in keys]
+    key = next(k for k, s in zip(keys, starts, strict=True) if s.min() < -0.3 and s.max() > 0.3)
+    found = lid.invert(
+        decoder, jnp.zeros(1), latent_shape=(1,), key=key, num_starts=2, max_steps=12
+    )
+    assert found.residual < 0.3  # in the valley, although the bowl's start did converge
+    assert not found.converged
+
+
+@pytest.mark.parametrize("weight", [float("nan"), np.float32(-1), jnp.ones(3)])
+def test_a_prior_weight_is_one_number_of_at_least_zero(weight):
+    with pytest.raises(ValueError, match="must be one number, 0 or positive"):
+        lid.invert(
+            lambda z: z, jnp.ones(2), latent_shape=(2,), key=jax.random.key(0), prior_weight=weight
+        )
+
+
+def test_a_traced_weight_below_zero_is_nan_and_zero_has_a_derivative():
+    def found(weight):
+        return lid.invert(
+            lambda z: 2 * z,
+            jnp.ones(2),
+            latent_shape=(2,),
+            key=jax.random.key(0),
+            prior_weight=weight,
+        )
+
+    assert jnp.isnan(jax.jit(found)(-1.0).residual)
+    assert jnp.all(jnp.isfinite(jax.jacfwd(lambda weight: found(weight).z)(0.0)))

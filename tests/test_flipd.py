@@ -228,3 +228,23 @@ def test_lanczos_is_the_dense_projection_on_a_trained_network():
         assert jnp.mean(jnp.abs(error) <= 1.96 * sketch.stderr) > 0.85
         assert abs(jnp.mean(error)) < 4 * jnp.std(error) / 48**0.5
         np.testing.assert_allclose(sketch.residual, dense.residual, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        lid.flipd,
+        lid.jacobian_spectrum,
+        lid.tangent_space,
+        lid.richardson,
+        functools.partial(lid.denoising_loss, key=jax.random.key(0)),
+        functools.partial(lid.soft_rank_lanczos, key=jax.random.key(0)),
+        functools.partial(lid.normal_bundle_spectrum, key=jax.random.key(0)),
+    ],
+)
+def test_one_level_and_an_answer_like_the_point(estimate):
+    with pytest.raises(ValueError, match="has shape \\(2,\\); it takes one noise level"):
+        estimate(lambda x, s: x, jnp.zeros(2), jnp.array([0.5, 1.0]))
+    for answer in (lambda x, s: x[:, None], lambda x, s: jnp.sum(x)):
+        with pytest.raises(ValueError, match="for a point of shape \\(3,\\)"):
+            estimate(answer, jnp.ones(3), 0.5)

@@ -576,3 +576,19 @@ def test_the_noise_edge_is_no_artefact_of_lanczos():
     plain = linalg.positive_lanczos(64, 40)(matvec, like, key=key)
     assert abs(plain.value - 10) < 3 * plain.stderr
     np.testing.assert_allclose(kept.value, plain.value, rtol=1e-4)
+
+
+@pytest.mark.parametrize("order", [5, 8, 24])
+@pytest.mark.parametrize("above_noise", [False, True])
+def test_derivative_of_lanczos_after_the_last_step(order, above_noise):
+    # 3 different eigenvalues in R^40: exhausted after 3 or 4 steps, as with an exact denoiser.
+    basis = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (40, 3)))[0]
+    trace = linalg.positive_lanczos(4, order, above_noise=above_noise)
+
+    def value(scale):
+        gains = jnp.array([0.9, 0.6, 0.3]) * scale
+        matvec = lambda v: basis @ (gains * (basis.T @ v))  # noqa: E731
+        return trace(matvec, jnp.zeros(40), key=jax.random.key(1)).value
+
+    # Linear in the scale.
+    np.testing.assert_allclose(jax.grad(value)(1.0), value(1.0), rtol=1e-4)

@@ -1,6 +1,7 @@
 """How a report measures: which noise levels it looks at, and which one each point gets."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -110,3 +111,18 @@ def test_a_given_level_is_taken_as_it_is(two_scales):
 def test_a_model_that_is_nowhere_finite_is_refused():
     with pytest.raises(ValueError, match="no noise level has a finite dimension"):
         levels_of(gaussian(jnp.nan, [1.0]), np.ones((5, 6), np.float32))
+
+
+def test_one_point_that_is_not_finite_is_counted_and_spoils_nothing(two_scales):
+    model, (wide, _) = two_scales
+    points = wide[:10].copy()
+    points[3] = np.nan
+    levels = levels_of(model, wide)
+    measured = measure.measure(model, points, levels, spectra=measure.spectra(SHAPE))
+    found = measure.diagnostics(measure.at_plateau(measured, levels, 6), model)
+    assert found["not_finite"] == found["no_plateau"] == 1
+    assert found["asymmetry"] < 1e-6
+    json.dumps(found, allow_nan=False)
+    nowhere = measure.measure(model, points[3:4], levels, spectra=measure.spectra(SHAPE))
+    found = measure.diagnostics(measure.at_plateau(nowhere, levels, 6), model)
+    assert found["asymmetry"] is None

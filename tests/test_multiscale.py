@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmh_jax import analytic, lid, linalg
+from mmh_jax import analytic, lid, linalg, mapping
 
 AMBIENT = 12
 SCALES = np.array([0.4, 0.7, 1.0, 1.3])
@@ -111,6 +111,38 @@ def test_the_standard_error_of_richardson_is_calibrated(x64, trace):
     assert abs(value.mean() - lid.richardson(model, x, 0.3).value) < 4 * spread / 200**0.5
     # 200 keys know a standard deviation to 5%; Student's t adds 9% for 16 probes.
     assert 0.9 < jnp.sqrt(jnp.mean(stderr**2)) / spread < 1.3
+
+
+def two_jacobians(x, sigma):
+    """Of one trace at every noise level, but of other directions at large ones."""
+    gains = jnp.diag(jnp.array([1.0, 1.0, 0.0, 0.0, 0.5, 0.0]))
+    near, far = (jax.random.orthogonal(jax.random.key(seed), 6) for seed in (5, 6))
+    return jnp.where(sigma < 0.15, near @ gains @ near.T, far @ gains @ far.T) @ x
+
+
+def test_a_linear_trace_sees_the_combined_jacobian(x64):
+    """And so its standard error is the combination's, with probes of unrelated errors too."""
+    x, trace = jnp.zeros(6), linalg.rademacher(16)
+    keys = jax.random.split(jax.random.key(0), 300)
+    draw = jax.vmap(lambda key: lid.richardson(two_jacobians, x, 0.1, trace=trace, key=key))
+    value, stderr = draw(keys)
+    assert 0.9 < jnp.sqrt(jnp.mean(stderr**2)) / jnp.std(value) < 1.25
+    # No mixture of the two levels' own standard errors.
+    levels = jnp.array([0.1, 0.2])
+    own = lid.flipd_curve(two_jacobians, x, levels, trace=trace, key=keys[0]).stderr
+    assert abs(stderr[0] - abs(4 * own[0] - own[1]) / 3) > 0.1 * stderr[0]
+
+
+def test_a_standard_error_of_richardson_is_not_negative(x64):
+    # Exact at the small level, where the Jacobian is diagonal: the large level's, of weight -1/3.
+    def model(x, sigma):
+        return jnp.where(sigma < 0.15, x, two_jacobians(x, sigma))
+
+    trace = linalg.positive_lanczos(16, 6)
+    result = lid.richardson(model, jnp.zeros(6), 0.1, trace=trace, key=jax.random.key(0))
+    far = lid.flipd(model, jnp.zeros(6), 0.2, trace=trace, key=jax.random.key(0)).stderr
+    np.testing.assert_allclose(result.stderr, far / 3, rtol=1e-6)
+    assert result.stderr > 0.01
 
 
 # LIDL.
@@ -334,3 +366,22 @@ def test_more_levels_remove_more_orders(x64):
         np.testing.assert_allclose(projected.value, value, rtol=1e-12)
     with pytest.raises(ValueError, match="2 levels"):
         lid.richardson(ball, jnp.zeros(2), 0.1, num_levels=1)
+
+
+def test_lidl_takes_unequal_errors_and_curves_of_many_points():
+    sigmas = np.array([0.1, 0.2, 0.4])
+    weights = np.asarray(lid.lidl_weights(sigmas))
+    stderr = np.array([0.4, 0.1, 0.1])
+    result = lid.lidl(lid.Curve(sigmas, np.ones(3), stderr, np.zeros(3)))
+    np.testing.assert_allclose(result.stderr, weights @ stderr, rtol=1e-6)
+    assert abs(result.stderr - stderr.mean()) > 0.02
+
+    points = jnp.zeros((2, 3))
+    curves = mapping.over_points(
+        lambda x: lid.flipd_curve(lambda y, s: y / (1 + s**2), x, jnp.asarray(sigmas))
+    )(points)
+    assert curves.sigmas.shape == (2, 3)
+    many = lid.lidl(curves)
+    np.testing.assert_allclose(many.value, 2 * [weights @ (3 / (1 + sigmas**2))], rtol=1e-5)
+    with pytest.raises(ValueError, match="finite positive number"):
+        lid.lidl_weights([0.1, -0.2])

@@ -1,5 +1,7 @@
 """Plateaus: found where they are, none where there are none; and what the interval promises."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,3 +139,26 @@ def test_errors_name_the_fault():
         lid.plateaus(curve(np.ones(3), sigmas=SIGMAS[:3]))
     with pytest.raises(ValueError, match="increasing"):
         lid.plateaus(curve(np.ones(24), sigmas=SIGMAS[::-1]))
+
+
+def test_no_level_belongs_to_two_plateaus():
+    step = 5 + 0.15 * np.tanh(np.log(SIGMAS / 0.05))
+    curves = [step] + [
+        5 + np.cumsum(np.random.default_rng(seed).normal(0, 0.03, 24)) for seed in range(40)
+    ]
+    for value in curves:
+        found = lid.plateaus(curve(value))
+        for one, other in itertools.pairwise(found):
+            assert one.sigma_high < other.sigma_low
+    assert len(lid.plateaus(curve(step))) == 2
+
+
+def test_shapes_that_do_not_fit_are_named():
+    two = curve(np.ones((2, 24)))
+    with pytest.raises(ValueError, match=r"`knee.*takes the curve of one point"):
+        lid.knee(two)
+    unequal = np.stack([SIGMAS, 2 * SIGMAS])
+    with pytest.raises(ValueError, match="equal rows"):
+        lid.at_plateau(two._replace(sigmas=unequal))
+    with pytest.raises(ValueError, match=r"values of shape \(2, 2, 24\)"):
+        lid.at_plateau(curve(np.ones((2, 2, 24))))

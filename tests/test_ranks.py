@@ -51,6 +51,8 @@ def test_gap_is_a_ratio_with_a_floor():
     assert lid.rank_by_gap(jnp.array([1.0, 0.9, 0.8])) == 3
     # Nothing near the ceiling: rank 0.
     assert lid.rank_by_gap(jnp.array([0.02, 0.015, 0.0]), ceiling=1.0) == 0
+    # A ceiling between integers.
+    assert lid.rank_by_gap(jnp.array([1, 1, 0]), ceiling=0.5) == 2
     # Negative values, above-ceiling values and batches.
     batch = jnp.array([[1.2, 0.9, -0.3], [0.5, 0.001, -0.2]])
     np.testing.assert_array_equal(lid.rank_by_gap(batch, ceiling=1.0), [2, 1])

@@ -113,25 +113,102 @@ def test_points_of_a_gaussian_are_on_it_at_every_scale(x64):
     assert jnp.mean(spectra(ball, 4 * points, 1.0).off_manifold) > 0.9
 
 
-def test_network_error_is_the_error_of_a_noisy_projection(x64):
-    dim, size, entry = 20, 60, 0.01
+@pytest.mark.parametrize(
+    ("size", "dim", "entry"), [(60, 20, 0.01), (60, 20, 0.03), (100, 20, 0.03), (100, 5, 0.01)]
+)
+def test_network_error_is_the_error_of_a_noisy_projection(x64, size, dim, entry):
     projection = jnp.diag(jnp.where(jnp.arange(size) < dim, 1.0, 0.0))
 
     def at(key):
         matrix = projection + entry * jax.random.normal(key, (size, size))
         return lid.jacobian_spectrum(lambda y, sigma: matrix @ y, jnp.zeros(size), 0.1)
 
-    spectra = jax.lax.map(at, jax.random.split(jax.random.key(0), 1000))
+    spectra = jax.lax.map(at, jax.random.split(jax.random.key(0), 400))
     error = spectra.tangential_flipd - dim
-    # The trace over the tangents has variance d s^2; second-order repulsion adds a bias, d (D - d)
-    # s^2 / 2 = .04 here.
-    np.testing.assert_allclose(jnp.std(error), entry * dim**0.5, rtol=0.07)
-    np.testing.assert_allclose(jnp.mean(error), dim * (size - dim) * entry**2 / 2, rtol=0.2)
-    covered = jnp.mean(jnp.abs(error) <= 1.96 * spectra.network_error)
-    assert 0.85 < covered < 0.97
+    # The trace over the tangents has variance d s^2, and d (D - d) s^2 / 2 pushes it up.
+    np.testing.assert_allclose(jnp.std(error), entry * dim**0.5, rtol=0.12)
+    push = dim * (size - dim) * entry**2 / 2
+    np.testing.assert_allclose(jnp.mean(error), push, rtol=0.25, atol=0.15 * entry * dim**0.5)
+    assert jnp.mean(jnp.abs(error) <= 1.96 * spectra.network_error) > 0.93
+    # An eigenvalue of the bulk just beyond the edge is in the estimate, though not in the error.
+    assert jnp.mean(spectra.network_error) < 4 * jnp.sqrt(jnp.mean(error**2))
     # For thresholded FLIPD what it keeps of the bulk is part of the error, and of the estimate.
     error = spectra.thresholded_flipd - dim
-    assert jnp.mean(jnp.abs(error) <= 1.96 * spectra.network_error) > 0.85
+    assert jnp.mean(jnp.abs(error) <= 1.96 * spectra.network_error) > 0.9
+
+
+def test_the_tangential_residual_is_a_part_of_the_residual(x64):
+    # Between two atoms an exact denoiser has an eigenvalue far above 1; a network's are negative.
+    def atoms(y, sigma):
+        return jnp.tanh(y / sigma**2)
+
+    between = lid.jacobian_spectrum(atoms, jnp.array([0.05]), 0.3)
+    assert between.eigenvalues[0] > 8
+    np.testing.assert_allclose(between.tangential_residual, between.residual, rtol=1e-12)
+
+    matrix = jnp.diag(jnp.array([3.0, 0.9, 0.4, 0.1, -0.8]))
+    flawed = lid.jacobian_spectrum(lambda y, sigma: matrix @ y, jnp.ones(5), 0.1)
+    normal = (1 - jnp.diag(matrix)) / 0.1
+    inside = jnp.clip(jnp.diag(matrix), 0, 1)
+    step = 3 * inside**2 - 2 * inside**3
+    np.testing.assert_allclose(flawed.tangential_residual, jnp.sum((step * normal) ** 2))
+    assert flawed.tangential_residual < flawed.residual
+
+    data = analytic.Empirical(jax.random.normal(jax.random.key(0), (20, 5)))
+    points = (data.points[:-1] + data.points[1:]) / 2
+    for sigma in (0.1, 0.3, 0.5):
+        spectra = mapping.over_points(lid.jacobian_spectrum, (None, 0, None))(data, points, sigma)
+        assert jnp.all(spectra.tangential_residual <= spectra.residual * (1 + 1e-12))
+        assert jnp.all(spectra.tangential_residual >= 0)
+
+
+def test_derivatives_at_equal_eigenvalues(x64, plane):
+    denoiser, x, _ = plane  # 7 eigenvalues are 0
+
+    def tangential(y):
+        return lid.jacobian_spectrum(denoiser, y, 0.7).tangential_flipd
+
+    def along(y, direction, step=1e-5):
+        return (tangential(y + step * direction) - tangential(y - step * direction)) / (2 * step)
+
+    gradient = jax.grad(tangential)(x)
+    for direction in jnp.eye(10)[:4]:
+        np.testing.assert_allclose(gradient @ direction, along(x, direction), atol=1e-6)
+
+    # A Jacobian that turns and stretches with the point, with eigenvalues in and outside [0, 1].
+    mix = jax.random.normal(jax.random.key(3), (4, 4))
+
+    def curved(y, sigma):
+        return mix.T @ jnp.tanh(mix @ y) / 2 + 0.1 * jnp.sin(y[::-1])
+
+    def readings(y):
+        spectrum = lid.jacobian_spectrum(curved, y, 0.7)
+        return jnp.array([spectrum.tangential_residual, spectrum.flipd, spectrum.network_error])
+
+    point = jnp.array([0.3, -0.2, 0.5, 0.1])
+    forward, reverse = jax.jacfwd(readings)(point), jax.jacrev(readings)(point)
+    np.testing.assert_allclose(forward, reverse, rtol=1e-9)
+    for j, direction in enumerate(jnp.eye(4)):
+        difference = (
+            readings(point + 1e-5 * direction) - readings(point - 1e-5 * direction)
+        ) / 2e-5
+        np.testing.assert_allclose(forward[:, j], difference, rtol=1e-5, atol=1e-6)
+    # Symmetric to the last bit, and flat: no skew part, no difference, and no NaN.
+    errors = jax.grad(lambda y: lid.jacobian_spectrum(denoiser, y, 0.02).network_error)(x)
+    assert jnp.all(jnp.isfinite(errors))
+
+
+def test_the_noise_of_a_network_does_not_hide_a_distance():
+    size, dim = 300, 20
+    matrix = jnp.diag(jnp.where(jnp.arange(size) < dim, 1.0, 0.0))
+    matrix += 0.01 * jax.random.normal(jax.random.key(0), (size, size))
+
+    def model(y, sigma):
+        return matrix @ y
+
+    off = jnp.zeros(size).at[-1].set(0.3)  # three sigma away
+    assert lid.jacobian_spectrum(model, off, 0.1).off_manifold
+    assert not lid.jacobian_spectrum(model, 0 * off, 0.1).off_manifold
 
 
 def test_an_exact_denoiser_of_a_flat_manifold_has_no_network_error(plane):

@@ -28,8 +28,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from mmh_jax import linalg
+from mmh_jax.linalg.operator import safe_sqrt
 from mmh_jax.typing import Array, ArrayLike, Key, check_key, check_level
 
 __all__ = ["Inverse", "decoder_spectrum", "invert", "rank_at_noise"]
@@ -42,7 +45,7 @@ class Inverse(NamedTuple):
 
     Attributes:
         z: the latent, of shape `latent_shape`.
-        residual: |g(z) - x|, in data units; that of the best start, NaN if every start failed.
+        residual: |g(z) - x|, in data units; that of the best start, NaN if all ended in NaN.
         converged: whether the solver stopped because it stood still.  That may be in a local
             minimum: only a small `residual` says that x is in the image.
     """
@@ -156,8 +159,9 @@ def invert(
 ) -> Inverse:
     """Find a latent z with g(z) as close to x as can be: Levenberg-Marquardt from several starts.
 
-    The starts are draws from N(0, I); the one that ends lowest is kept.  A start that fails, or
-    ends in NaN, never displaces one that did not.  Where g is not injective, or x is not in its
+    The starts are draws from N(0, I); the one that ends lowest is kept.  A start
+    that ends in NaN never displaces one that did not; one that was cut off may, if it is lower,
+    and then `converged` says so.  Where g is not injective, or x is not in its
     image, z is one of many answers or the closest found: look at `residual`.
 
     Args:
@@ -185,7 +189,8 @@ def invert(
         TypeError: if `x` is not of a floating dtype, `key` is not a typed key, or the decoder
             returns anything but one array.
         ValueError: if g(z) has not x's shape, a number of starts or steps is not positive, or
-            `prior_weight` is negative (a Python number; a traced one makes the result NaN).
+            `prior_weight` is not one number of at least 0 (a traced one below makes the residual
+            NaN).
 
     References: Levenberg 1944; Marquardt 1963; Nocedal & Wright 2006, ch. 10.3.
 
@@ -202,10 +207,11 @@ def invert(
     for name, value in (("num_starts", num_starts), ("max_steps", max_steps)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`invert({name}={value!r})` must be an integer of at least 1.")
-    if isinstance(prior_weight, int | float) and not prior_weight >= 0:
+    is_traced = isinstance(prior_weight, Tracer)
+    if jnp.ndim(prior_weight) != 0 or not (is_traced or float(np.asarray(prior_weight)) >= 0):
         raise ValueError(
-            f"`invert(prior_weight={prior_weight})` must be 0 or positive: the variance of the "
-            "noise, in squared data units."
+            f"`invert(prior_weight={prior_weight})` must be one number, 0 or positive: the "
+            "variance of the noise, in squared data units."
         )
     _check_shapes(decoder, x, latent_shape)
     tolerance = float(jnp.finfo(x.dtype).eps) ** 0.75
@@ -230,7 +236,7 @@ def _misfit(z: Array, problem: tuple[Decoder, Array, Array, Array]) -> tuple[Arr
     """The two blocks whose squares are summed, in units of `scale`."""
     decoder, x, weight, scale = problem
     image = decoder(z.astype(x.dtype)).astype(z.dtype)
-    return (image - x) / scale, jnp.sqrt(weight) / scale * z
+    return (image - x) / scale, safe_sqrt(weight) / scale * z
 
 
 def _best(
@@ -268,4 +274,5 @@ def _best(
 
     z, residual2, objective, converged = jax.vmap(solve)(starts)
     best = jnp.argmin(jnp.where(jnp.isnan(objective), jnp.inf, objective))
-    return Inverse(z[best], jnp.sqrt(residual2[best]), converged[best])
+    residual = jnp.where(jnp.isnan(objective[best]) | (weight < 0), jnp.nan, residual2[best])
+    return Inverse(z[best], jnp.sqrt(residual), converged[best])

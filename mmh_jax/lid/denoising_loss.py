@@ -15,7 +15,16 @@ import jax
 
 from mmh_jax.lid.flipd import squared_residual
 from mmh_jax.linalg.operator import check_positive, in_chunks, mean_and_stderr
-from mmh_jax.typing import Array, ArrayLike, Denoiser, Estimate, Key, check_key, check_point
+from mmh_jax.typing import (
+    Array,
+    ArrayLike,
+    Denoiser,
+    Estimate,
+    Key,
+    check_answer,
+    check_key,
+    check_point,
+)
 
 __all__ = ["denoising_loss"]
 
@@ -67,7 +76,9 @@ def denoising_loss(
         raise ValueError(f"`denoising_loss(ratio={ratio})` must be above 1, or None.")
 
     def at(level: Array, noise: Array) -> Array:
-        return squared_residual(x, denoiser(x + level * noise, level), level)
+        denoised = denoiser(x + level * noise, level)
+        check_answer("denoising_loss", denoised, x)
+        return squared_residual(x, denoised, level)
 
     def draw(sample_key: Key) -> Array:
         noise = jax.random.normal(sample_key, x.shape, x.dtype)

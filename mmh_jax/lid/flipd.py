@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from mmh_jax import linalg
 from mmh_jax.denoise import is_guided, outside_training
-from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_point
+from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, Matvec, check_answer, check_point
 
 __all__ = ["Curve", "Flipd", "flipd", "flipd_curve", "residual_bound"]
 
@@ -32,7 +32,7 @@ def residual_bound(trace: ArrayLike) -> Array:
     z_i^2, z standard normal.  If all g_i exceed 3/4, that is, sigma is below .58 of all scales, its
     mean is at most tr/4 and its variance at most tr/8.  The bound is three standard deviations
     above, and one half more, the dimension by which FLIPD is then off.  At a larger sigma points of
-    the model may exceed it: 8% of them for 8 equal scales at sigma = scale, where the mean is tr/2.
+    the model may exceed it: 7% of them for 8 equal scales at sigma = scale, where the mean is tr/2.
 
     >>> residual_bound(jnp.array([0.0, 8.0]))
     Array([0.5, 5.5], dtype=float32)
@@ -61,7 +61,7 @@ class Flipd(NamedTuple):
 
     @property
     def trace(self) -> Array:
-        """The trace of dD/dx."""
+        """The trace of dD/dx; far off the manifold, where the residual is huge, to its rounding."""
         return self.value - self.residual
 
     @property
@@ -136,7 +136,7 @@ def flipd(
     (Array(5., dtype=float32), True)
     """
     x, sigma = check_point("flipd", denoiser, x, sigma)
-    denoised, matvec = jax.linearize(lambda point: denoiser(point, sigma), x)
+    denoised, matvec = linearized("flipd", denoiser, x, sigma)
     dimension = trace(matvec, x, key=key)
     residual = squared_residual(x, denoised, sigma)
     return Flipd(
@@ -146,6 +146,17 @@ def flipd(
         jnp.asarray(is_guided(denoiser), int),
         outside_training(denoiser, sigma),
     )
+
+
+def linearized(caller: str, denoiser: Denoiser, x: Array, sigma: Array) -> tuple[Array, Matvec]:
+    """D(x; sigma), and products with its Jacobian.
+
+    Raises:
+        ValueError: if the denoiser's answer has not the shape of `x`.
+    """
+    denoised, matvec = jax.linearize(lambda point: denoiser(point, sigma), x)
+    check_answer(caller, denoised, x)
+    return denoised, matvec
 
 
 def squared_residual(x: Array, denoised: Array, sigma: Array) -> Array:
@@ -183,12 +194,7 @@ def flipd_curve(
     >>> [round(float(value), 3) for value in curve.value]     # 2 / (1 + sigma^2)
     [1.6, 1.0]
     """
-    x, sigmas = check_point("flipd_curve", denoiser, x, sigmas)
-    if sigmas.ndim != 1:
-        raise ValueError(
-            f"`flipd_curve(sigmas=...)` has shape {sigmas.shape}; "
-            "it takes a vector of noise levels."
-        )
+    x, sigmas = check_point("flipd_curve", denoiser, x, sigmas, levels=1)
     return Curve(
         sigmas, *jax.lax.map(lambda sigma: flipd(denoiser, x, sigma, trace=trace, key=key), sigmas)
     )

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import functools
 
-import jax
 import jax.numpy as jnp
 
 from mmh_jax import linalg
+from mmh_jax.lid.flipd import linearized
 from mmh_jax.typing import Array, ArrayLike, Denoiser, Estimate, Key, check_point
 
 __all__ = [
@@ -57,7 +57,7 @@ def rank_by_gap(spectrum: ArrayLike, *, floor: float = 1e-2, ceiling: float | No
     >>> rank_by_gap(jnp.array([0.03, 0.02, 0.02]), ceiling=1.0)
     Array(0, dtype=int32)
     """
-    values = jnp.asarray(spectrum)
+    values = jnp.asarray(spectrum, float)
     top = values[..., :1] if ceiling is None else jnp.full_like(values[..., :1], ceiling)
     least = floor * top
     inner = jnp.maximum(values, least)
@@ -117,7 +117,7 @@ def soft_rank_lanczos(
     Array(1., dtype=float32)
     """
     x, sigma = check_point("soft_rank_lanczos", denoiser, x, sigma)
-    _, matvec = jax.linearize(lambda point: denoiser(point, sigma), x)
+    _, matvec = linearized("soft_rank_lanczos", denoiser, x, sigma)
     indicator = functools.partial(_soft_indicator, width=width, power=power)
     return linalg.function_lanczos(indicator, num_probes, order)(matvec, x, key=key)
 

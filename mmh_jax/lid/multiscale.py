@@ -22,7 +22,16 @@ import jax.numpy as jnp
 
 from mmh_jax import linalg
 from mmh_jax.lid.flipd import Curve, flipd_curve, squared_residual
-from mmh_jax.typing import Array, ArrayLike, Denoiser, Estimate, Key, check_point
+from mmh_jax.typing import (
+    Array,
+    ArrayLike,
+    Denoiser,
+    Estimate,
+    Key,
+    check_answer,
+    check_level,
+    check_point,
+)
 
 __all__ = ["lidl", "lidl_from_density", "lidl_weights", "richardson"]
 
@@ -52,7 +61,8 @@ def richardson(
         num_levels: m, at least 2.
         trace: as in `flipd`.  A linear strategy is applied once, to the combined Jacobian, so that
             its standard error is that of the combination; a projecting one to each Jacobian with
-            common probes, whose errors are then taken as perfectly correlated.
+            common probes, whose errors are then taken as perfectly correlated: with Jacobians that
+            have little to do with each other that is too small an error.
         key: for a stochastic trace.
 
     Cost: m network evaluations and m times the products.  Bias O(sigma^2m).
@@ -82,6 +92,7 @@ def richardson(
 
     def combined(point: Array) -> tuple[Array, Array]:
         outputs = [denoiser(point, f * sigma) for f in factors]
+        check_answer("richardson", outputs[0], x)
         residuals = [
             w * squared_residual(x, output, f * sigma)
             for w, f, output in zip(weights, factors, outputs, strict=True)
@@ -107,9 +118,12 @@ def lidl_weights(sigmas: ArrayLike) -> Array:
     >>> lidl_weights(jnp.array([1.0, 2.0, 4.0])).round(3)
     Array([0.25, 0.5 , 0.25], dtype=float32)
     """
-    u = jnp.log(jnp.asarray(sigmas))
-    if u.ndim != 1 or u.size < 2:
-        raise ValueError(f"`sigmas` has shape {u.shape}; LIDL needs a vector of at least 2 levels.")
+    levels = check_level("lidl_weights", sigmas, jnp.result_type(float))
+    if levels.ndim != 1 or levels.size < 2:
+        raise ValueError(
+            f"`sigmas` has shape {levels.shape}; LIDL needs a vector of at least 2 levels."
+        )
+    u = jnp.log(levels)
     centred = u - jnp.mean(u)
     # Step j of the integral, between u_j and u_{j+1}, enters log rho at all later levels.
     after = jnp.cumsum(centred[::-1])[::-1][1:]
@@ -125,13 +139,15 @@ def lidl(curve: Curve) -> Estimate:
     nearly are with common probes.
 
     Args:
-        curve: from `flipd_curve`, over the range in which LIDL would have trained its densities.
+        curve: from `flipd_curve`, over the range in which LIDL would have trained its densities;
+            of one point, or of N as `over_points` returns them, with equal rows of sigmas.
 
     >>> sigmas = jnp.geomspace(0.01, 0.1, 5)
     >>> lidl(Curve(sigmas, jnp.full(5, 3.0), jnp.zeros(5), jnp.zeros(5))).value.round(4)
     Array(3., dtype=float32)
     """
-    weights = lidl_weights(curve.sigmas)
+    sigmas = jnp.asarray(curve.sigmas)
+    weights = lidl_weights(sigmas[0] if sigmas.ndim == 2 else sigmas)
     # The sums run over the last axis, so that curves of many points are taken as well.
     return Estimate(jnp.sum(weights * curve.value, -1), jnp.sum(weights * curve.stderr, -1))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_key, check_point
+from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_answer, check_key, check_point
 
 __all__ = ["normal_bundle_spectrum"]
 
@@ -62,7 +62,9 @@ def normal_bundle_spectrum(
 
     def normalised_score(sample_key: Key) -> Array:
         noisy = x + sigma * jax.random.normal(sample_key, x.shape, x.dtype)
-        return ((denoiser(noisy, sigma) - noisy) / sigma).reshape(-1)
+        denoised = denoiser(noisy, sigma)
+        check_answer("normal_bundle_spectrum", denoised, x)
+        return ((denoised - noisy) / sigma).reshape(-1)
 
     keys = jax.random.split(key, num_samples)
     rows = jax.lax.map(normalised_score, keys, batch_size=min(chunk_size, num_samples))

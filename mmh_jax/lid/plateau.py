@@ -4,7 +4,7 @@ A dimension is what the curve says over a range of noise levels: dF / d log sigm
 structure at several scales have several plateaus; a network has one more at the noise levels it
 never learned, where it returns x and F = D.  With u = log sigma the *roughness* at level j is
 
-    rho_j = rms over j - 1, j, j + 1 of |dF / du|, divided by max(F_j, 1):
+    rho_j = rms over j - 1, j, j + 1 of |dF / du|, divided by max(|F_j|, 1):
 
 the relative change of the dimension per e-fold of sigma, over a neighbourhood, so that a curve that
 merely turns around (a maximum) is not taken for flat.  A plateau is a local minimum of rho below
@@ -51,8 +51,9 @@ class AtPlateau(NamedTuple):
 
     Attributes:
         value, stderr, sigma, sigma_low, sigma_high, roughness: as in `Plateau`.
-        num_plateaus: how many there are; where 0, the other fields are those of the flattest level,
-            and the value is no dimension.  NaN where no level is finite.
+        num_plateaus: how many there are; where 0, the other fields are those of the flattest level
+            (of those below .95 D, if the curve has any), and the value is no dimension.  NaN where
+            no level is finite.
     """
 
     value: np.ndarray
@@ -90,12 +91,7 @@ def plateaus(curve: Curve, *, max_slope: float = 0.1, tolerance: float = 0.05) -
     >>> [round(p.value, 1) for p in found]
     [5.0, 3.0]
     """
-    sigmas, values, stderrs = _checked(curve)
-    if values.ndim != 1:
-        raise ValueError(
-            f"`plateaus(curve=...)` has values of shape {values.shape}; it takes the curve of one "
-            "point. For many, `at_plateau`."
-        )
+    sigmas, values, stderrs = _checked_one("plateaus", curve)
     return _find(sigmas, values, stderrs, _Rule(max_slope, tolerance))
 
 
@@ -153,15 +149,27 @@ def _choose(
 def _checked(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     sigmas, values = np.asarray(curve.sigmas, np.float64), np.asarray(curve.value, np.float64)
     stderrs = np.broadcast_to(np.asarray(curve.stderr, np.float64), values.shape)
-    if sigmas.ndim == 2:
+    if sigmas.ndim == 2 and np.all(sigmas == sigmas[:1]):
         sigmas = sigmas[0]
-    if sigmas.ndim != 1 or sigmas.size < 4 or values.shape[-1:] != sigmas.shape:
+    fits = values.ndim in (1, 2) and values.shape[-1:] == sigmas.shape
+    if sigmas.ndim != 1 or sigmas.size < 4 or not fits:
         raise ValueError(
             f"the curve has sigmas of shape {np.shape(curve.sigmas)} and values of shape "
-            f"{values.shape}; they must be (S,) and (S,) or (N, S), with S at least 4."
+            f"{values.shape}; they must be (S,) and (S,) or (N, S), with S at least 4 (or sigmas "
+            "(N, S) with equal rows)."
         )
     if not (np.all(sigmas > 0) and np.all(np.diff(sigmas) > 0)):
         raise ValueError("the curve's `sigmas` must be positive and increasing.")
+    return sigmas, values, stderrs
+
+
+def _checked_one(caller: str, curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    sigmas, values, stderrs = _checked(curve)
+    if values.ndim != 1:
+        raise ValueError(
+            f"`{caller}(curve=...)` has values of shape {values.shape}; it takes the curve of one "
+            "point. For many, `at_plateau`."
+        )
     return sigmas, values, stderrs
 
 
@@ -185,7 +193,7 @@ def _find(
         if not np.isfinite(rough[j]) or rough[j] > rule.max_slope or taken[j] or not lowest:
             continue
         allowed = max(rule.tolerance * max(abs(values[j]), 1.0), 2 * stderrs[j])
-        inside = np.abs(values - values[j]) <= allowed
+        inside = (np.abs(values - values[j]) <= allowed) & ~taken
         low, high = _run_around(inside, j)
         taken[low : high + 1] = True
         spread = np.std(values[j - 1 : j + 2], ddof=1)
@@ -219,7 +227,7 @@ def knee(curve: Curve) -> float:
         from kneed import KneeLocator
     except ImportError:
         raise ImportError("`knee` needs the package `kneed`: pip install kneed") from None
-    sigmas, values, _ = _checked(curve)
+    sigmas, values, _ = _checked_one("knee", curve)
     if not np.all(np.isfinite(values)):
         return float("nan")
     found = KneeLocator(np.log(sigmas), values, curve="convex", direction="decreasing").knee

@@ -10,12 +10,12 @@ one.  Both are seen beside the tangent space, where an exact denoiser has next t
 eigenvalues below one half, in the normal part of x - D, and in the skew part of the Jacobian.
 Hence *tangential FLIPD*, a sum over the tangent space only,
 
-    F_t = sum_{l_i > 1/2} l_i + |S(J)(x - D)|^2 / sigma^2,     S(l) = 3 l^2 - 2 l^3,
+    F_t = sum_{l_i > 1/2} l_i + |S(J)(x - D)|^2 / sigma^2,     S(l) = 3 l^2 - 2 l^3 on [0, 1],
 
-(S, 0 at 0 and 1 at 1 with slope 0, projects on the tangents without an eigenvector), and an
-estimate of the error, `Spectrum.network_error`: what F_t leaves out of FLIPD, and what the skew
-part stands for.  On a manifold, where all l_i -> 0 or 1, F_t has the limit and the order of the
-bias of FLIPD; it loses directions narrower than sigma, and does not grow off the manifold.
+S being 0 below and 1 above, a projection on the tangents without a jump; and an estimate of the
+error, `Spectrum.network_error`: what F_t leaves out of FLIPD, and what the skew part stands for.
+On a manifold, where all l_i -> 0 or 1, F_t has the limit and the order of the bias of FLIPD.  It
+loses directions narrower than sigma, and off a flat manifold it does not grow with the distance.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ import jax.numpy as jnp
 
 from mmh_jax import linalg
 from mmh_jax.denoise import is_guided, outside_training
-from mmh_jax.lid.flipd import Curve, squared_residual
+from mmh_jax.lid.flipd import Curve, linearized, squared_residual
+from mmh_jax.linalg.operator import safe_sqrt
 from mmh_jax.linalg.spectral import above_noise_edge
 from mmh_jax.typing import Array, ArrayLike, Denoiser, check_point
 
@@ -64,7 +65,9 @@ class Spectrum(NamedTuple):
         standard normal; x is off if it exceeds the mean of that by three standard deviations and
         one half more, the dimension by which FLIPD is then off.
         """
-        between = jnp.maximum(self.eigenvalues * (1 - self.eigenvalues), 0)
+        # Without the noise of a network, of which each eigenvalue would raise the bound.
+        kept = above_noise_edge(self.eigenvalues, self.eigenvalues[..., -1:])
+        between = jnp.maximum(kept * (1 - kept), 0)
         mean, variance = between.sum(axis=-1), 2 * jnp.sum(between**2, axis=-1)
         return self.residual > mean + 3 * jnp.sqrt(variance) + 0.5
 
@@ -92,21 +95,52 @@ class Spectrum(NamedTuple):
     def network_error(self) -> Array:
         """Standard error of `thresholded_flipd` and `tangential_flipd` from the network's errors.
 
-        Two parts, in quadrature.  The difference of the two readings: it is 0 for an exact denoiser
-        at a point of a flat manifold and a small sigma.  And sqrt(d) s, with s the standard
-        deviation of an entry of the Jacobian's error, were its entries independent: the skew part,
-        all error, then has the squared norm D (D - 1) s^2 / 2, and the sum of d eigenvalues the
-        variance d s^2.  An estimate from one Jacobian, not a bound; what a network has learned
-        wrongly but consistently is not in it.  A network that is a gradient by construction has no
-        skew part, and only the first.
+        Three parts, in quadrature.  The difference of the two readings: it is 0 for an exact
+        denoiser at a point of a flat manifold and a small sigma.  And with s the standard deviation
+        of an entry of the Jacobian's error, were its entries independent: sqrt(d) s, the spread of
+        the sum of d eigenvalues, and d (D - d) s^2 / 2, by which the others push them up.  The skew
+        part, all error, then has the squared norm D (D - 1) s^2 / 2, and so tells s.  An estimate
+        from one Jacobian, not a bound; what a network has learned wrongly but consistently is not
+        in it.  A network that is a gradient by construction has no skew part, and only the first.
         """
         size = self.eigenvalues.shape[-1]
-        share = jnp.minimum(jnp.asarray(self.asymmetry) ** 2, 0.99)
+        share = jnp.minimum(jnp.asarray(self.asymmetry) ** 2, 1 - 1e-6)
         skew2 = share / (1 - share) * jnp.sum(self.eigenvalues**2, axis=-1)
         entry2 = 2 * skew2 / max(size * (size - 1), 1)
         rank = jnp.sum(self.eigenvalues > 0.5, axis=-1)
         difference = self.thresholded_flipd - self.tangential_flipd
-        return jnp.sqrt(difference**2 + rank * entry2)
+        push = rank * (size - rank) * entry2 / 2
+        return safe_sqrt(difference**2 + rank * entry2 + push**2)
+
+
+@jax.custom_jvp
+def _projected(symmetric: Array, vector: Array) -> tuple[Array, Array]:
+    """Eigenvalues, largest first, and S(symmetric) vector, S(l) = 3 l^2 - 2 l^3 on [0, 1]."""
+    eigenvalues, vectors = jnp.linalg.eigh(symmetric)
+    return eigenvalues[::-1], vectors @ (_smooth_step(eigenvalues) * (vectors.T @ vector))
+
+
+def _smooth_step(eigenvalues: Array) -> Array:
+    inside = jnp.clip(eigenvalues, 0, 1)
+    return inside**2 * (3 - 2 * inside)
+
+
+@_projected.defjvp
+def _projected_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> Any:
+    # The derivative of `eigh` is infinite at equal eigenvalues, which a projection has; that of a
+    # function of the matrix is not (Daleckii & Krein): divided differences of S, without division.
+    (symmetric, vector), (d_symmetric, d_vector) = primals, tangents
+    eigenvalues, vectors = jnp.linalg.eigh(symmetric)
+    inside = jnp.clip(eigenvalues, 0, 1)
+    a, b = inside[:, None], inside[None, :]
+    gap = eigenvalues[:, None] - eigenvalues[None, :]
+    share = jnp.where(gap == 0, 1, (a - b) / jnp.where(gap == 0, 1, gap))
+    divided = share * (3 * (a + b) - 2 * (a**2 + a * b + b**2))
+    turned = vectors.T @ d_symmetric @ vectors
+    step, coordinates = _smooth_step(eigenvalues), vectors.T @ vector
+    along = vectors @ (step * coordinates)
+    d_along = vectors @ ((divided * turned) @ coordinates + step * (vectors.T @ d_vector))
+    return (eigenvalues[::-1], along), (jnp.diagonal(turned)[::-1], d_along)
 
 
 def jacobian_spectrum(
@@ -130,13 +164,10 @@ def jacobian_spectrum(
     Array([1., 0., 0.], dtype=float32)
     """
     x, sigma = check_point("jacobian_spectrum", denoiser, x, sigma)
-    denoised, matvec = jax.linearize(lambda point: denoiser(point, sigma), x)
+    denoised, matvec = linearized("jacobian_spectrum", denoiser, x, sigma)
     matrix = linalg.jacobian(matvec, x, chunk_size=chunk_size)
-    symmetric = (matrix + matrix.T) / 2
-    eigenvalues = jnp.linalg.eigvalsh(symmetric)[::-1]
-    once = symmetric @ ((x - denoised) / sigma).reshape(-1)
-    twice = symmetric @ once
-    along = 3 * twice - 2 * symmetric @ twice
+    vector = ((x - denoised) / sigma).reshape(-1)
+    eigenvalues, along = _projected((matrix + matrix.T) / 2, vector)
     residual = squared_residual(x, denoised, sigma)
     return Spectrum(eigenvalues, residual, _asymmetry(matrix), jnp.sum(along**2))
 
@@ -167,12 +198,7 @@ def spectral_curve(
     >>> [(round(float(d), 2), round(float(se), 2)) for d, se in zip(curve.value, curve.stderr)]
     [(0.99, 0.01), (0.96, 0.01)]
     """
-    x, sigmas = check_point("spectral_curve", denoiser, x, sigmas)
-    if sigmas.ndim != 1:
-        raise ValueError(
-            f"`spectral_curve(sigmas=...)` has shape {sigmas.shape}; "
-            "it takes a vector of noise levels."
-        )
+    x, sigmas = check_point("spectral_curve", denoiser, x, sigmas, levels=1)
 
     def at(sigma: Array) -> Curve:
         spectrum = jacobian_spectrum(denoiser, x, sigma, chunk_size=chunk_size)
@@ -191,7 +217,7 @@ def spectral_curve(
 def _asymmetry(matrix: Array) -> Array:
     norm2 = jnp.sum(matrix**2)
     skew2 = jnp.sum(((matrix - matrix.T) / 2) ** 2)
-    return jnp.sqrt(skew2 / jnp.where(norm2 > 0, norm2, 1))
+    return safe_sqrt(skew2 / jnp.where(norm2 > 0, norm2, 1))
 
 
 class TangentSpace(NamedTuple):
@@ -226,7 +252,7 @@ def tangent_space(
     Array([0.6, 0.8], dtype=float32)
     """
     x, sigma = check_point("tangent_space", denoiser, x, sigma)
-    _, matvec = jax.linearize(lambda point: denoiser(point, sigma), x)
+    _, matvec = linearized("tangent_space", denoiser, x, sigma)
     matrix = linalg.jacobian(matvec, x, chunk_size=chunk_size)
     eigenvalues, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
     return TangentSpace(eigenvalues[::-1], vectors.T[::-1].reshape(-1, *x.shape))

@@ -114,13 +114,14 @@ class _FunctionLanczos:
 def _lanczos(product: Matvec, start: Array, order: int) -> Array:
     """The tridiagonal matrix, (order, order), of Lanczos steps from `start`, reorthogonalised.
 
-    Where the Krylov space is exhausted the rest is 0 and coupled to nothing: the quadrature is
-    exact.  NaN of the network stays.
+    Where the Krylov space is exhausted the quadrature is exact, and the rest is coupled to nothing:
+    nodes of weight 0, each at its own place above the spectrum, for the derivative of an
+    eigenproblem is NaN at equal ones.  NaN of the network stays.
     """
     eps = jnp.finfo(start.dtype).eps
 
-    def step(state: tuple[Array, Array, Array], index: Array) -> tuple[Any, Any]:
-        basis, v, scale = state
+    def step(state: tuple[Array, Array, Array, Array], index: Array) -> tuple[Any, Any]:
+        basis, v, scale, idle = state
         basis = basis.at[index].set(v)
         image = product(v)
         alpha = jnp.sum(v * image)
@@ -132,12 +133,15 @@ def _lanczos(product: Matvec, start: Array, order: int) -> Array:
         exhausted = beta <= eps * scale
         beta = jnp.where(exhausted, 0, beta)
         v = jnp.where(exhausted, 0, image / jnp.where(exhausted, 1, beta))
-        return (basis, v, scale), (alpha, beta)
+        return (basis, v, scale, idle | exhausted), (alpha, beta, idle)
 
     basis = jnp.zeros((order, start.size), start.dtype)
     v = start / jnp.sqrt(jnp.sum(start**2))
-    state = (basis, v, jnp.zeros((), start.dtype))
-    _, (diagonal, off) = jax.lax.scan(step, state, jnp.arange(order))
+    state = (basis, v, jnp.zeros((), start.dtype), jnp.zeros((), bool))
+    (_, _, scale, _), (diagonal, off, idle) = jax.lax.scan(step, state, jnp.arange(order))
+    # No node of the run is above 2 scale (Gershgorin); far enough, and not so far that they round.
+    above = jax.lax.stop_gradient(jnp.where(scale > 0, scale, 1)) * (2 + jnp.arange(order) / order)
+    diagonal = jnp.where(idle, above.astype(start.dtype), diagonal)
     return jnp.diag(diagonal) + jnp.diag(off[:-1], 1) + jnp.diag(off[:-1], -1)
 
 

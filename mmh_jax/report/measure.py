@@ -234,16 +234,19 @@ def diagnostics(chosen: Chosen, model: Any) -> dict[str, Any]:
         model: the denoiser, for the range of its training.
 
     Returns:
-        `off_manifold`, `negative_flipd` and `no_plateau`, numbers of points; `asymmetry`, the
-        median over points; `sigma_outside_training`, a boolean.
+        `not_finite`, `no_plateau`, `off_manifold` and `negative_flipd`, numbers of points;
+        `asymmetry`, the median over the finite points, or None; `sigma_outside_training`, a
+        boolean.
     """
     measured = chosen.measured
+    finite = np.isfinite(measured.flipd) & np.isfinite(measured.asymmetry)
     return {
         "num_points": len(chosen.sigma),
+        "not_finite": int(np.sum(~finite)),
         "no_plateau": int(np.sum(chosen.num_plateaus == 0)),
         "off_manifold": int(np.sum(measured.off_manifold > 0)),
         "negative_flipd": int(np.sum(measured.flipd < 0)),
-        "asymmetry": float(np.median(measured.asymmetry)),
+        "asymmetry": float(np.median(measured.asymmetry[finite])) if finite.any() else None,
         "sigma_outside_training": bool(np.any(denoise.outside_training(model, chosen.sigma))),
     }
 
