@@ -206,6 +206,11 @@ def summary_row(result: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+def _num_points(ambient_dim: int) -> int:
+    """Test points: a spectrum costs D^3."""
+    return int(np.clip(20_000 // ambient_dim, 24, 256))
+
+
 def main(
     preset: Literal["smoke", "cpu", "accelerator"] = "cpu",
     training: Training = "plain",
@@ -224,7 +229,7 @@ def main(
     results, failures = [], []
     for name in chosen:
         case, recipe = every[name], recipes(preset, training)[every[name].recipe]
-        num = num_points or (16 if preset == "smoke" else 256 if case.ambient_dim <= 256 else 32)
+        num = num_points or (16 if preset == "smoke" else _num_points(case.ambient_dim))
         model, seconds = trained(case, recipe, folder, num=5_000 if preset == "smoke" else 100_000)
         sigmas = np.geomspace(recipe.sigma_min, 1.0, NUM_LEVELS) * float(model.scale)
         rows = evaluate(case, model, sigmas, num)
