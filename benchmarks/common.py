@@ -15,7 +15,7 @@ from rich.table import Table
 from mmh_jax.report.files import write_json
 from mmh_jax.report.summary import environment
 
-console = Console(width=130)
+console = Console(width=140)
 
 
 def header() -> dict[str, Any]:

@@ -3,10 +3,11 @@
 Trains a residual MLP on each set (100,000 points; kept in `--models`, continued if interrupted),
 takes the spectrum of its Jacobian at 16 noise levels and test points, reads every dimension from
 it, and lets `lid.at_plateau` choose the level: no ground truth enters.  Columns: the mean absolute
-error, the bias, the concordance index, how often the 95% interval holds the truth and how often
-there is no plateau, the median of the chosen noise levels; the errors at the best single level
-(`best`, chosen with the truth) and at the FLIPD paper's knee.  Then the same for the exact denoiser
-where there is one.
+error, the bias, the concordance index, how often the 95% interval holds the truth, how often the
+answer is D though the truth is not (the network returns its input: it has learned nothing at that
+level) and how often there is no plateau, the median of the chosen noise levels; the errors at the
+best single level (`best`, chosen with the truth) and at the FLIPD paper's knee.  Then the same for
+the exact denoiser where there is one.
 
     python benchmarks/lid_accuracy.py --preset cpu --sets "uniform 10+30+90 in 100"
     python benchmarks/lid_accuracy.py --preset cpu            # every set: hours on 2 cores
@@ -146,6 +147,7 @@ def judge(name: str, reading: Reading, truth: np.ndarray, dim: int) -> dict[str,
         "concordance": concordance(truth, chosen.value),
         # To rounding: a count without error is inside its interval of width 0.
         "inside %": float(100 * np.mean(np.abs(error) <= 1.96 * chosen.stderr + 1e-6)),
+        "at D %": float(100 * np.mean((chosen.value > 0.95 * dim) & (truth <= 0.95 * dim))),
         "none %": float(100 * np.mean(chosen.num_plateaus == 0)),
         "sigma": float(np.median(chosen.sigma)),
         "best": float(fixed.min()),
@@ -202,7 +204,8 @@ def summary_row(result: dict[str, Any]) -> dict[str, Any]:
         {"set": result["set"], "s": round(result["seconds"])}
         | {head: rows[name]["MAE"] if name in rows else None for name, head in IN_SUMMARY.items()}
         | {"best": kept["best"], "knee": kept["knee"]}
-        | {"inside %": kept["inside %"], "conc.": kept["concordance"]}
+        | {name: kept[name] for name in ("inside %", "at D %", "none %")}
+        | {"conc.": kept["concordance"]}
     )
 
 
@@ -247,7 +250,7 @@ def main(
         # Hours of work: what is finished is on disk.
         write_json(out, {"about": about, "unfinished": True, "results": results})
     table(
-        f"MAE at the plateau; the last four columns are of the {KEPT} reading",
+        f"MAE at the plateau; the columns after LIDL are of the {KEPT} reading",
         [summary_row(result) for result in results],
     )
     console.print("levels and points as above; the best single sigma is chosen with the truth")

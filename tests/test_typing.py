@@ -30,8 +30,12 @@ def test_a_good_point_comes_back_as_arrays_of_one_dtype():
     assert sigma == 3
     half, sigma = check_point("f", identity, jnp.ones(2, jnp.bfloat16), jnp.float32(0.5))
     assert half.dtype == sigma.dtype == jnp.bfloat16
-    x, sigmas = check_point("f", identity, jnp.ones(2), [0.1, 0.2])
+    x, sigmas = check_point("f", identity, jnp.ones(2), [0.1, 0.2], levels=1)
     np.testing.assert_allclose(sigmas, [0.1, 0.2], rtol=1e-6)
+    with pytest.raises(ValueError, match="takes one noise level"):
+        check_point("f", identity, jnp.ones(2), [0.1, 0.2])
+    with pytest.raises(ValueError, match="`f\\(sigmas=...\\)` has shape \\(\\); it takes a vector"):
+        check_point("f", identity, jnp.ones(2), 0.1, levels=1)
 
 
 def test_a_good_point_keeps_double_precision(x64):
