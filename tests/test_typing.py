@@ -34,7 +34,7 @@ def test_a_good_point_comes_back_as_arrays_of_one_dtype():
     np.testing.assert_allclose(sigmas, [0.1, 0.2], rtol=1e-6)
     with pytest.raises(ValueError, match="takes one noise level"):
         check_point("f", identity, jnp.ones(2), [0.1, 0.2])
-    with pytest.raises(ValueError, match="`f\\(sigmas=...\\)` has shape \\(\\); it takes a vector"):
+    with pytest.raises(ValueError, match=r"`f\(sigmas=...\)` has shape \(\); it takes a vector"):
         check_point("f", identity, jnp.ones(2), 0.1, levels=1)
 
 
