@@ -159,7 +159,7 @@ def cases() -> dict[str, Case]:
         _embedded("hyperball", embedded.hyperball, 16, 64, 16),
         _embedded("twin peaks", embedded.twin_peaks, 128, 256, 129),
         _embedded("Clifford torus", embedded.clifford_torus, 32, 128, 64),
-        _embedded("nonlinear", embedded.nonlinear, 32, 128, 72),
+        _embedded("nonlinear", embedded.nonlinear, 32, 128, 128),
     ]
     return {case.name: case for case in found}
 

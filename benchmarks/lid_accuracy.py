@@ -228,6 +228,9 @@ def main(
     chosen = sets or (SMOKE if preset == "smoke" else tuple(every))
     if unknown := sorted(set(chosen) - set(every)):
         raise SystemExit(f"--sets: no set is called {unknown}; there are {sorted(every)}.")
+    # A set that cannot be drawn is found before the hours of training, not after.
+    for name in every if preset == "smoke" else chosen:
+        every[name].draw(2, TEST_KEY)
     folder = models / (preset if training == "plain" else f"{preset}-{training}")
     results, failures = [], []
     for name in chosen:
