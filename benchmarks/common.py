@@ -15,7 +15,7 @@ from rich.table import Table
 from mmh_jax.report.files import write_json
 from mmh_jax.report.summary import environment
 
-console = Console(width=140)
+console = Console(width=130)
 
 
 def header() -> dict[str, Any]:
@@ -31,8 +31,9 @@ def header() -> dict[str, Any]:
 def table(title: str, rows: list[dict[str, Any]]) -> None:
     """Print rows that share their keys; real numbers four significant digits, None as a dash."""
     result = Table(title=title, title_justify="left")
-    for name in rows[0]:
-        result.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+    for name, first in rows[0].items():
+        is_text = isinstance(first, str)
+        result.add_column(name, justify="left" if is_text else "right", no_wrap=is_text)
     for row in rows:
         result.add_row(*map(_text, row.values()))
     console.print(result)
