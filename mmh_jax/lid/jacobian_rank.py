@@ -112,6 +112,7 @@ def soft_rank_lanczos(
     Raises:
         TypeError, ValueError: as `flipd`.
 
+    >>> import jax
     >>> line = lambda x, sigma: x * jnp.array([1.0, 0.0, 0.0])
     >>> soft_rank_lanczos(line, jnp.zeros(3), 0.1, key=jax.random.key(0)).value.round(2)
     Array(1., dtype=float32)
