@@ -1,4 +1,4 @@
-"""Settings that must be in the environment before NumPy and JAX are imported, and `x64`."""
+"""Settings that the environment needs before NumPy and JAX are imported, and shared fixtures."""
 
 import os
 from pathlib import Path
@@ -12,6 +12,8 @@ if _devices not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_devices}=8".strip()
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 
@@ -20,3 +22,16 @@ def x64():
     """Double precision inside the test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def plane(x64):
+    """A denoiser of a 3-dimensional Gaussian in R^10, scales .5 to 2, and a point of it."""
+    rng = np.random.default_rng(0)
+    basis = jnp.asarray(np.linalg.qr(rng.normal(size=(10, 3)))[0])
+    variances = jnp.array([0.25, 1.0, 4.0])
+
+    def denoiser(x, sigma):
+        return basis @ (variances / (variances + sigma**2) * (basis.T @ x))
+
+    return denoiser, basis @ jnp.array([0.1, -0.5, 1.0]), variances

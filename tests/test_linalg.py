@@ -587,8 +587,9 @@ def test_derivative_of_lanczos_after_the_last_step(order, above_noise):
 
     def value(scale):
         gains = jnp.array([0.9, 0.6, 0.3]) * scale
-        matvec = lambda v: basis @ (gains * (basis.T @ v))  # noqa: E731
-        return trace(matvec, jnp.zeros(40), key=jax.random.key(1)).value
+        return trace(
+            lambda v: basis @ (gains * (basis.T @ v)), jnp.zeros(40), key=jax.random.key(1)
+        ).value
 
     # Linear in the scale.
     np.testing.assert_allclose(jax.grad(value)(1.0), value(1.0), rtol=1e-4)

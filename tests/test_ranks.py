@@ -8,19 +8,6 @@ import pytest
 from mmh_jax import lid
 
 
-@pytest.fixture
-def plane(x64):
-    """A denoiser of a 3-dimensional Gaussian in R^10, scales .5 to 2, and a point of it."""
-    rng = np.random.default_rng(0)
-    basis = jnp.asarray(np.linalg.qr(rng.normal(size=(10, 3)))[0])
-    variances = jnp.array([0.25, 1.0, 4.0])
-
-    def denoiser(x, sigma):
-        return basis @ (variances / (variances + sigma**2) * (basis.T @ x))
-
-    return denoiser, basis @ jnp.array([0.1, -0.5, 1.0]), variances
-
-
 def test_all_rules_find_the_dimension(plane):
     denoiser, x, _ = plane
     values = lid.jacobian_spectrum(denoiser, x, 0.05).eigenvalues

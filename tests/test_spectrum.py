@@ -8,19 +8,6 @@ import pytest
 from mmh_jax import analytic, lid, linalg, mapping
 
 
-@pytest.fixture
-def plane(x64):
-    """A denoiser of a 3-dimensional Gaussian in R^10, scales .5 to 2, and a point of it."""
-    rng = np.random.default_rng(0)
-    basis = jnp.asarray(np.linalg.qr(rng.normal(size=(10, 3)))[0])
-    variances = jnp.array([0.25, 1.0, 4.0])
-
-    def denoiser(x, sigma):
-        return basis @ (variances / (variances + sigma**2) * (basis.T @ x))
-
-    return denoiser, basis @ jnp.array([0.1, -0.5, 1.0]), variances
-
-
 def test_jacobian_spectrum_is_the_shrinkage_of_each_direction(plane):
     denoiser, x, variances = plane
     spectrum = lid.jacobian_spectrum(denoiser, x, 0.3)
@@ -114,9 +101,10 @@ def test_points_of_a_gaussian_are_on_it_at_every_scale(x64):
 
 
 @pytest.mark.parametrize(
-    ("size", "dim", "entry"), [(60, 20, 0.01), (60, 20, 0.03), (100, 20, 0.03), (100, 5, 0.01)]
+    ("size", "dim", "entry", "largest_ratio"),
+    [(60, 20, 0.01, 2), (60, 20, 0.03, 2), (100, 20, 0.03, 2), (100, 5, 0.01, 4)],
 )
-def test_network_error_is_the_error_of_a_noisy_projection(x64, size, dim, entry):
+def test_network_error_is_the_error_of_a_noisy_projection(x64, size, dim, entry, largest_ratio):
     projection = jnp.diag(jnp.where(jnp.arange(size) < dim, 1.0, 0.0))
 
     def at(key):
@@ -130,8 +118,9 @@ def test_network_error_is_the_error_of_a_noisy_projection(x64, size, dim, entry)
     push = dim * (size - dim) * entry**2 / 2
     np.testing.assert_allclose(jnp.mean(error), push, rtol=0.25, atol=0.15 * entry * dim**0.5)
     assert jnp.mean(jnp.abs(error) <= 1.96 * spectra.network_error) > 0.93
-    # An eigenvalue of the bulk just beyond the edge is in the estimate, though not in the error.
-    assert jnp.mean(spectra.network_error) < 4 * jnp.sqrt(jnp.mean(error**2))
+    # An eigenvalue of the bulk just beyond the edge is in the estimate, though not in the error:
+    # most of it where the bulk is large and the tangents few.
+    assert jnp.mean(spectra.network_error) < largest_ratio * jnp.sqrt(jnp.mean(error**2))
     # For thresholded FLIPD what it keeps of the bulk is part of the error, and of the estimate.
     error = spectra.thresholded_flipd - dim
     assert jnp.mean(jnp.abs(error) <= 1.96 * spectra.network_error) > 0.9

@@ -241,7 +241,7 @@ def tangent_space(
     Args:
         denoiser, x, sigma, chunk_size: as in `jacobian_spectrum`.
 
-    Cost: that of `jacobian_spectrum`; the eigenvectors add about as much as the eigenvalues.
+    Cost: that of `jacobian_spectrum`.
 
     Raises:
         TypeError, ValueError: as `flipd`.

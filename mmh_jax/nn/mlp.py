@@ -105,8 +105,8 @@ class GradientMLP(nnx.Module):
 
     The exact score is a gradient; this network's is one, too, whatever its weights, so that the
     Jacobian of its denoiser is symmetric (energy-based parametrisation, Salimans & Ho 2021).  An
-    evaluation costs about 3 of N, a step of training about 2; what is gained by it is measured in
-    `docs/which_estimator.md`.
+    evaluation is one of N and a VJP, a step of training costs about two of N's; what is gained by
+    it is measured in `docs/which_estimator.md`.
 
     Args:
         shape, rngs: as in `ResidualMLP`.

@@ -81,7 +81,7 @@ def log_density(
     about 2 or 3 steps for each factor of e from sigma to sigma_max on smooth exact denoisers.
     Bias: that of the prior, of order |mean - prior_mean| / sigma_max and (spread / sigma_max)^2
     (see the module), and the network's; the solver's with the default is about 1e-5 for D = 2 and
-    grows with D, to .0007 for 100 and .04 for 1,000: lower its tolerances there.
+    grows with D: lower its tolerances in large dimension.
     Differentiable in x, sigma and the denoiser's parameters.
 
     Raises:

@@ -57,7 +57,7 @@ class Recipe:
         """
         later = {"network": "ResidualMLP", "symmetry": 0.0}
         fields = dataclasses.asdict(self).items()
-        return {name: value for name, value in fields if later.get(name, self) != value}
+        return {name: value for name, value in fields if name not in later or later[name] != value}
 
 
 RECIPES = {
