@@ -440,17 +440,19 @@ def test_a_tiny_image_and_a_point_at_zero(x64):
 
 def test_the_best_start_says_whether_it_converged(x64):
     # A bowl whose bottom is .7 high, and a valley that goes down for ever.
+    def bowl(z):
+        return jnp.sqrt(0.5 + (z + 0.5) ** 2)
+
     def decoder(z):
-        bowl = jnp.sqrt(0.5 + (z + 0.5) ** 2)
-        return jnp.where(z < 0, bowl, 0.4 / (1 + jnp.abs(z)))
+        return jnp.where(z < 0, bowl(z), 0.4 / (1 + jnp.abs(z)))
 
     keys = [jax.random.key(i) for i in range(40)]
     starts = [jax.random.normal(key, (2, 1))[:, 0] for key in keys]
     key = next(k for k, s in zip(keys, starts, strict=True) if s.min() < -0.3 and s.max() > 0.3)
-    found = lid.invert(
-        decoder, jnp.zeros(1), latent_shape=(1,), key=key, num_starts=2, max_steps=12
-    )
-    assert found.residual < 0.3  # in the valley, although the bowl's start did converge
+    options = {"latent_shape": (1,), "key": key, "num_starts": 2, "max_steps": 100}
+    assert lid.invert(bowl, jnp.zeros(1), **options).converged
+    found = lid.invert(decoder, jnp.zeros(1), **options)
+    assert found.residual < 0.3  # in the valley, although the start in the bowl did converge
     assert not found.converged
 
 

@@ -126,3 +126,15 @@ def test_one_point_that_is_not_finite_is_counted_and_spoils_nothing(two_scales):
     nowhere = measure.measure(model, points[3:4], levels, spectra=measure.spectra(SHAPE))
     found = measure.diagnostics(measure.at_plateau(nowhere, levels, 6), model)
     assert found["asymmetry"] is None
+
+
+def test_the_window_of_levels_has_margins_and_enough_levels():
+    last = measure.NUM_LEVELS - 1
+    for low in range(last + 1):
+        for high in range(low, last + 1):
+            first, final = measure._window(low, high)
+            assert 0 <= first <= max(low - 2, 0)
+            assert last >= final >= min(high + 2, last)
+            assert final - first + 1 >= measure.MIN_LEVELS
+            # No more than that, or than two beyond the plateaus.
+            assert final - first + 1 <= max(measure.MIN_LEVELS, high - low + 5)

@@ -178,12 +178,17 @@ def choose_levels(
         )
     ends = np.quantile(sigma, [0.05, 0.95], method="nearest")
     low, high = np.abs(np.log(grid) - np.log(ends)[:, None]).argmin(axis=1)
+    low, high = _window(int(low), int(high))
+    return grid[low : high + 1]
+
+
+def _window(low: int, high: int) -> tuple[int, int]:
+    """The first and the last level to look at, if those of the plateaus are `low` and `high`."""
     low, high = max(low - 2, 0), min(high + 2, NUM_LEVELS - 1)
     missing = max(MIN_LEVELS - 1 - (high - low), 0)
     low = max(low - missing // 2, 0)
     high = min(max(high, low + MIN_LEVELS - 1), NUM_LEVELS - 1)
-    low = min(low, high - MIN_LEVELS + 1)
-    return grid[low : high + 1]
+    return min(low, high - MIN_LEVELS + 1), high
 
 
 def measure(
