@@ -197,7 +197,10 @@ def recipes(preset: str, training: Training = "plain") -> dict[str, train.Recipe
         noise_levels=train.log_normal(-2.0, 1.5),
     )
     middle = dataclasses.replace(judged, num_steps=steps)
-    high = dataclasses.replace(judged, width=max(512, width), num_steps=high_steps)
+    # Wider than D - d, or the normal directions do not fit (`train.Recipe.wide_enough`).
+    high = dataclasses.replace(
+        judged, width=1024, depth=1 if preset == "cpu" else depth, num_steps=high_steps
+    )
     found = {"low": low, "judged": judged, "middle": middle, "high": high}
     if training == "plain":
         return found

@@ -258,6 +258,18 @@ def test_a_defect_keeps_its_traceback(here, monkeypatch):
         main(["train", "points.npy", "--preset", "smoke", "--out", "out"])
 
 
+@pytest.mark.parametrize("command", ["train", "audit"])
+def test_a_model_is_at_least_as_wide_as_a_point(command, here):
+    points = np.random.default_rng(0).normal(size=(40, 100)).astype(np.float32)
+    np.save("wide.npy", points)
+    recipe = train.RECIPES["smoke"]
+    assert recipe.width < 100
+    steps = {"train": ["--num-steps", "2"], "audit": ["--num-points", "4"]}[command]
+    assert main([command, "wide.npy", "--preset", "smoke", *steps, "--out", "wide"]) == 0
+    folder = {"train": here / "wide", "audit": here / "wide" / "model"}[command]
+    assert train.load_config(folder).training["width"] == 100
+
+
 def test_train_writes_a_model_of_so_many_steps_that_lid_reads(here, capsys):
     settings = ["--preset", "smoke", "--num-steps", "20", "--seed", "5"]
     assert main(["train", "points.npy", *settings, "--out", "new"]) == 0

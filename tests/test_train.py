@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -257,3 +258,27 @@ def test_a_conservative_recipe_is_trained_saved_and_loaded(tmp_path):
         train.train_model(circle(), dataclasses.replace(recipe, symmetry=0.0), tmp_path, seed=0)
     with pytest.raises(ValueError, match="symmetry=-1"):
         train.TrainConfig(symmetry=-1)
+
+
+def test_a_network_narrower_than_a_point_has_too_many_tangent_directions():
+    module = nn.ResidualMLP((10,), width=4, depth=2, rngs=nnx.Rngs(0))
+    module.leave.kernel[...] = jax.random.normal(jax.random.key(0), (4, 10))
+    denoiser = denoise.precondition(*nn.split(module), sigma_data=1.0, shape=(10,))
+    for seed in range(5):
+        x = jax.random.normal(jax.random.key(seed), (10,))
+        count = lid.rank_by_threshold(lid.jacobian_spectrum(denoiser, x, 0.3).eigenvalues)
+        assert count >= 10 - 4
+    recipe = train.Recipe(width=4, depth=1, num_steps=2, batch_size=4)
+    assert recipe.wide_enough(10).width == 10
+    assert recipe.wide_enough(3) == recipe
+    assert recipe.wide_enough(10**6).width == 2048
+
+
+def test_training_warns_of_a_narrow_network(tmp_path):
+    recipe = train.Recipe(width=4, depth=1, num_steps=2, batch_size=4)
+    points = np.random.default_rng(0).normal(size=(8, 2, 3))
+    with pytest.warns(UserWarning, match=r"width 4 on points of 6 coordinates.*at least 2"):
+        train.train_model(points, recipe, tmp_path / "narrow", seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train.train_model(points, recipe.wide_enough(6), tmp_path / "wide", seed=0)

@@ -158,7 +158,7 @@ class _Run(NamedTuple):
         with self.stages("model") as report:
             train.train_model(
                 self.data.points,
-                preset.recipe,
+                preset.recipe.wide_enough(self.data.points[0].size),
                 self.out / "model",
                 seed=self.settings["seed"],
                 work=self.work / "checkpoints",

@@ -63,11 +63,11 @@ def train_model(
     out, chosen = Path(out), find_preset(preset)
     check_count("--num-steps", num_steps)
     check_seed(seed)
-    recipe = chosen.recipe
-    if num_steps is not None:
-        recipe = dataclasses.replace(recipe, num_steps=num_steps)
     output.check_output(out, output.MODEL, overwrite=overwrite)
     data = sources.load(source)
+    recipe = chosen.recipe.wide_enough(data.points[0].size)
+    if num_steps is not None:
+        recipe = dataclasses.replace(recipe, num_steps=num_steps)
     settings = {"source": str(source), "data": hash_of(data.points), "seed": seed}
     settings |= recipe.settings()
     work = output.claim(out, output.MODEL, settings, overwrite=overwrite)

@@ -7,7 +7,9 @@ in minutes on a laptop (`cpu`) and for as long as it takes on an accelerator.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ from mmh_jax.train.loss import NoiseLevels, log_uniform
 from mmh_jax.train.store import ModelConfig, build, load, load_config, save
 
 __all__ = ["RECIPES", "Recipe", "normalisation", "train_model"]
+
+# Beyond, the layers of an MLP grow out of proportion, and another architecture is called for.
+WIDEST = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +63,20 @@ class Recipe:
         later = {"network": "ResidualMLP", "symmetry": 0.0}
         fields = dataclasses.asdict(self).items()
         return {name: value for name, value in fields if name not in later or later[name] != value}
+
+    def wide_enough(self, num_coordinates: int) -> Recipe:
+        """The recipe with at least as many hidden units as a point has coordinates, up to 2,048.
+
+        The Jacobian of a narrower network F has rank `width` at most, and that of the denoiser
+        c_skip x + c_out F is c_skip on the rest.  Up to sigma_data c_skip is above one half, so
+        that at least `num_coordinates - width` directions count as tangent, whatever is learned.
+
+        >>> Recipe(width=256).wide_enough(784).width
+        784
+        >>> Recipe(width=256).wide_enough(64).width
+        256
+        """
+        return dataclasses.replace(self, width=max(self.width, min(num_coordinates, WIDEST)))
 
 
 RECIPES = {
@@ -114,8 +133,19 @@ def train_model(
 
     Raises:
         ValueError: if the folder holds a model or checkpoints of another run.
+
+    Warns:
+        UserWarning: if the network is narrower than a point: see `Recipe.wide_enough`.
     """
     points = np.asarray(points, np.float32)
+    size = math.prod(points.shape[1:])
+    if recipe.network == "ResidualMLP" and recipe.width < size:
+        warnings.warn(
+            f"a network of width {recipe.width} on points of {size} coordinates: its Jacobian has "
+            f"at least {size - recipe.width} eigenvalues near 1 at small noise levels, so that no "
+            f"LID below {size - recipe.width} will be found.  Give the recipe width={size}.",
+            stacklevel=2,
+        )
     shift, scale = normalisation(points)
     config = TrainConfig(
         num_steps=recipe.num_steps,
