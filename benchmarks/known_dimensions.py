@@ -198,9 +198,9 @@ def recipes(preset: str, training: Training = "plain") -> dict[str, train.Recipe
     )
     middle = dataclasses.replace(judged, num_steps=steps)
     # Wider than D - d, or the normal directions do not fit (`train.Recipe.wide_enough`).
-    high = dataclasses.replace(
-        judged, width=1024, depth=1 if preset == "cpu" else depth, num_steps=high_steps
-    )
+    high = dataclasses.replace(judged, width=1024, num_steps=high_steps)
+    if preset == "cpu":
+        high = dataclasses.replace(high, depth=1, batch_size=batch // 2)
     found = {"low": low, "judged": judged, "middle": middle, "high": high}
     if training == "plain":
         return found

@@ -281,10 +281,11 @@ def _diagnosis(found: dict[str, Any]) -> str:
         for name, what in (
             ("not_finite", "not finite"),
             ("no_plateau", "without a plateau"),
+            ("full", "of the dimension of the space"),
             ("off_manifold", "off the model's manifold"),
             ("negative_flipd", "with negative FLIPD"),
         )
-        if name != "not_finite" or found[name]
+        if name not in ("not_finite", "full") or found[name]
     ]
     if found["asymmetry"] is not None:
         parts.append(f"asymmetry of the Jacobian {found['asymmetry']:.2f}")

@@ -88,7 +88,7 @@ def test_no_plateau_is_no_dimension():
     assert without.any()
     assert np.isfinite(chosen.lid.value).all()
     np.testing.assert_array_equal(np.isnan(chosen.dimension.value), without)
-    found = measure.diagnostics(chosen, model)
+    found = measure.diagnostics(chosen, model, 6)
     assert found["no_plateau"] == without.sum()
     assert found["num_points"] == 40
     assert found["sigma_outside_training"] is False
@@ -104,8 +104,23 @@ def test_a_given_level_is_taken_as_it_is(two_scales):
     np.testing.assert_array_equal(chosen.lid.stderr, measured.network_error[:, 0])
     assert np.isfinite(chosen.dimension.value).all()
     trained = denoise.from_function(lambda x, t: x, noise.EDM(t_max=5.0), prediction=denoise.x0)
-    assert measure.diagnostics(chosen, trained)["sigma_outside_training"] is True
-    assert measure.diagnostics(chosen, model)["sigma_outside_training"] is False  # not known
+    assert measure.diagnostics(chosen, trained, 6)["sigma_outside_training"] is True
+    assert measure.diagnostics(chosen, model, 6)["sigma_outside_training"] is False  # not known
+
+
+def test_a_dimension_that_is_that_of_the_space_is_counted(two_scales):
+    learned, (wide, _) = two_scales
+    nothing = denoise.from_function(lambda x, t: x, noise.EDM(t_max=5.0), prediction=denoise.x0)
+    for model, full in ((nothing, len(wide)), (learned, 0)):
+        _, chosen = chosen_at(model, wide)
+        assert np.all(chosen.num_plateaus > 0)
+        assert measure.diagnostics(chosen, model, 6)["full"] == full
+
+
+def test_a_model_trained_at_large_noise_only_is_refused():
+    config = dataclasses.replace(CONFIG, sigma_min=0.5)
+    with pytest.raises(ValueError, match="from sigma_min = 0.5 up, and half the spread.* is 0.5"):
+        levels_of(gaussian(0.0, [1.0]), np.ones((5, 6), np.float32), config)
 
 
 def test_a_model_that_is_nowhere_finite_is_refused():
@@ -119,12 +134,12 @@ def test_one_point_that_is_not_finite_is_counted_and_spoils_nothing(two_scales):
     points[3] = np.nan
     levels = levels_of(model, wide)
     measured = measure.measure(model, points, levels, spectra=measure.spectra(SHAPE))
-    found = measure.diagnostics(measure.at_plateau(measured, levels, 6), model)
+    found = measure.diagnostics(measure.at_plateau(measured, levels, 6), model, 6)
     assert found["not_finite"] == found["no_plateau"] == 1
     assert found["asymmetry"] < 1e-6
     json.dumps(found, allow_nan=False)
     nowhere = measure.measure(model, points[3:4], levels, spectra=measure.spectra(SHAPE))
-    found = measure.diagnostics(measure.at_plateau(nowhere, levels, 6), model)
+    found = measure.diagnostics(measure.at_plateau(nowhere, levels, 6), model, 6)
     assert found["asymmetry"] is None
 
 

@@ -150,7 +150,7 @@ class _Run(NamedTuple):
         write_csv(self.out / "points.csv", columns)
         with self.stages("figure"):
             self.draw(index, chosen.lid, lid_star, verdicts)
-        return columns, levels, measure.diagnostics(chosen, model[0])
+        return columns, levels, measure.diagnostics(chosen, model[0], self.data.points[0].size)
 
     def train(self) -> Model:
         """The model of `out/model`, trained if it is not there yet."""

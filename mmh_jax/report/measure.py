@@ -162,8 +162,18 @@ def choose_levels(
     Returns:
         (S,): at least 7 neighbouring levels of the grid of 15; those at which 90% of the points
         looked at are flattest, and two more on both sides.
+
+    Raises:
+        ValueError: if the model was not trained below half the spread of its data, or is finite at
+            no level.
     """
     highest = min(0.5 * config.scale, config.sigma_max)
+    if not config.sigma_min < highest:
+        raise ValueError(
+            f"the model was trained at noise levels from sigma_min = {config.sigma_min:g} up, and "
+            f"half the spread of its data is {0.5 * config.scale:g}: there is no level between "
+            "them at which a dimension could be seen.  Train a model with a smaller sigma_min."
+        )
     grid = np.geomspace(config.sigma_min, highest, NUM_LEVELS)
     subset = points[random_subset(len(points), NUM_SUBSET, seed=seed)]
     curves = measure(model, subset, grid, spectra=spectra, folder=folder, progress=progress)
@@ -231,17 +241,19 @@ def measure(
     return Measured(*np.concatenate(blocks, axis=1))
 
 
-def diagnostics(chosen: Chosen, model: Any) -> dict[str, Any]:
+def diagnostics(chosen: Chosen, model: Any, ambient_dim: int) -> dict[str, Any]:
     """What says whether to believe the dimensions.
 
     Args:
         chosen: at N points.
         model: the denoiser, for the range of its training.
+        ambient_dim: D.
 
     Returns:
-        `not_finite`, `no_plateau`, `off_manifold` and `negative_flipd`, numbers of points;
+        `not_finite`, `no_plateau`, `full`, `off_manifold` and `negative_flipd`, numbers of points;
         `asymmetry`, the median over the finite points, or None; `sigma_outside_training`, a
-        boolean.
+        boolean.  `full` counts dimensions above .95 D: the data fill the space there, or the
+        network returns its input, having learned nothing at any level with a plateau.
     """
     measured = chosen.measured
     finite = np.isfinite(measured.flipd) & np.isfinite(measured.asymmetry)
@@ -249,6 +261,7 @@ def diagnostics(chosen: Chosen, model: Any) -> dict[str, Any]:
         "num_points": len(chosen.sigma),
         "not_finite": int(np.sum(~finite)),
         "no_plateau": int(np.sum(chosen.num_plateaus == 0)),
+        "full": int(np.sum(chosen.dimension.value > 0.95 * ambient_dim)),
         "off_manifold": int(np.sum(measured.off_manifold > 0)),
         "negative_flipd": int(np.sum(measured.flipd < 0)),
         "asymmetry": float(np.median(measured.asymmetry[finite])) if finite.any() else None,

@@ -175,4 +175,4 @@ def lid_theta(
             columns["stderr"] = chosen.lid.stderr
     write_csv(out, columns)
     shutil.rmtree(partial)
-    return columns, measure.diagnostics(chosen, denoiser)
+    return columns, measure.diagnostics(chosen, denoiser, points[0].size)
