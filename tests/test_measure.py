@@ -119,7 +119,7 @@ def test_a_dimension_that_is_that_of_the_space_is_counted(two_scales):
 
 def test_a_model_trained_at_large_noise_only_is_refused():
     config = dataclasses.replace(CONFIG, sigma_min=0.5)
-    with pytest.raises(ValueError, match="from sigma_min = 0.5 up, and half the spread.* is 0.5"):
+    with pytest.raises(ValueError, match=r"sigma_min = 0\.5 up, and half the spread.* is 0\.5"):
         levels_of(gaussian(0.0, [1.0]), np.ones((5, 6), np.float32), config)
 
 

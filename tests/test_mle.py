@@ -181,7 +181,7 @@ def test_errors_name_argument_fault_and_cure():
         mle(jnp.ones((3, 5)))
     with pytest.raises(ValueError, match=r"shape \(3,\).*more neighbours"):
         mle(jnp.ones(3))
-    with pytest.raises(ValueError, match=r"shape \(5,\).*`mle`"):
+    with pytest.raises(ValueError, match=r"shape \(5,\).*one in each row"):
         mle_mean(jnp.ones(5))
     with pytest.raises(ValueError, match=r"shape \(0, 5\)"):
         mle_mean(jnp.ones((0, 5)))

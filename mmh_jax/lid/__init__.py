@@ -1,5 +1,6 @@
 """Local intrinsic dimension: of a model (through its denoiser) and of data (through neighbours)."""
 
+from mmh_jax.lid.angles import abid, ess, expected_skewness, simplex_skewness
 from mmh_jax.lid.decoder_rank import Inverse, decoder_spectrum, invert, rank_at_noise
 from mmh_jax.lid.denoising_loss import denoising_loss
 from mmh_jax.lid.flipd import Curve, Flipd, flipd, flipd_curve, residual_bound
@@ -10,11 +11,23 @@ from mmh_jax.lid.jacobian_rank import (
     soft_rank,
     soft_rank_lanczos,
 )
+from mmh_jax.lid.local_pca import (
+    broken_stick,
+    explained_variance,
+    fan,
+    fukunaga_olsen,
+    kaiser,
+    local_spectrum,
+    minka,
+    rank_by_ratio,
+)
 from mmh_jax.lid.mle import mle, mle_mean
 from mmh_jax.lid.multiscale import lidl, lidl_from_density, lidl_weights, richardson
+from mmh_jax.lid.neighborhoods import over_neighborhoods
 from mmh_jax.lid.neighbors import Neighbors, nearest_neighbors
 from mmh_jax.lid.normal_bundle import normal_bundle_spectrum
 from mmh_jax.lid.plateau import AtPlateau, Plateau, at_plateau, knee, plateaus
+from mmh_jax.lid.radii import gride, mada, mom, two_nn
 from mmh_jax.lid.scale import choose_scale, relative_slope
 from mmh_jax.lid.spectrum import (
     Spectrum,
@@ -23,6 +36,7 @@ from mmh_jax.lid.spectrum import (
     spectral_curve,
     tangent_space,
 )
+from mmh_jax.lid.tle import tle
 
 __all__ = [
     "AtPlateau",
@@ -33,32 +47,50 @@ __all__ = [
     "Plateau",
     "Spectrum",
     "TangentSpace",
+    "abid",
     "at_plateau",
+    "broken_stick",
     "choose_scale",
     "decoder_spectrum",
     "denoising_loss",
+    "ess",
+    "expected_skewness",
+    "explained_variance",
+    "fan",
     "flipd",
     "flipd_curve",
+    "fukunaga_olsen",
+    "gride",
     "invert",
     "jacobian_spectrum",
+    "kaiser",
     "knee",
     "lidl",
     "lidl_from_density",
     "lidl_weights",
+    "local_spectrum",
+    "mada",
+    "minka",
     "mle",
     "mle_mean",
+    "mom",
     "nearest_neighbors",
     "normal_bundle_spectrum",
+    "over_neighborhoods",
     "participation_ratio",
     "plateaus",
     "rank_at_noise",
     "rank_by_gap",
+    "rank_by_ratio",
     "rank_by_threshold",
     "relative_slope",
     "residual_bound",
     "richardson",
+    "simplex_skewness",
     "soft_rank",
     "soft_rank_lanczos",
     "spectral_curve",
     "tangent_space",
+    "tle",
+    "two_nn",
 ]

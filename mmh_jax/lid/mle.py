@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from mmh_jax.lid.neighborhoods import check_distances
 from mmh_jax.typing import Array, ArrayLike, Estimate
 
 __all__ = ["mle", "mle_mean"]
@@ -51,7 +52,7 @@ def mle(distances: ArrayLike, *, unbiased: bool = True) -> Estimate:
     >>> mle(jnp.array([1.0, 2.0, 4.0, 8.0, 16.0])).value       # 3 / (10 log 2)
     Array(0.43280852, dtype=float32)
     """
-    distances = _checked("mle", distances, ndim=1)
+    distances = check_distances("mle", distances, ndim=1, least=4)
     num_neighbors = distances.shape[0]
     total, is_atom = _log_ratios(distances)
     shape = num_neighbors - (2 if unbiased else 1)
@@ -82,30 +83,12 @@ def mle_mean(distances: ArrayLike, *, unbiased: bool = True) -> Estimate:
     >>> mle_mean(jnp.array([[1.0, 2.0, 4.0, 8.0], [0.0, 1.0, 1.0, 1.0]]), unbiased=False).value
     Array(0.7213475, dtype=float32)
     """
-    distances = _checked("mle_mean", distances, ndim=2)
+    distances = check_distances("mle_mean", distances, ndim=2, least=4)
     total, is_atom = _log_ratios(distances)
     n = (distances.shape[1] - 1) * jnp.sum(~is_atom).astype(total.dtype)
     summed = jnp.sum(jnp.where(is_atom, 0, total))
     value = jnp.where(n > 0, _ratio(n - unbiased, summed), 0)
     return Estimate(value, value * jnp.sqrt(2 / jnp.maximum(n - 2, 1)))
-
-
-def _checked(caller: str, distances: ArrayLike, ndim: int) -> Array:
-    distances = jnp.asarray(distances)
-    if not jnp.issubdtype(distances.dtype, jnp.floating):
-        raise TypeError(
-            f"`{caller}(distances=...)` has dtype {distances.dtype}; distances are real numbers."
-        )
-    if distances.ndim != ndim or distances.shape[-1] < 4 or distances.size == 0:
-        wanted = "(k,)" if ndim == 1 else "(N, k)"
-        cure = "Ask for more neighbours."
-        if distances.ndim != ndim:
-            cure = "Did you mean `jax.vmap(mle)`?" if ndim == 1 else "Did you mean `mle`?"
-        raise ValueError(
-            f"`{caller}(distances=...)` has shape {distances.shape}; it takes {wanted} with k of "
-            f"at least 4. {cure}"
-        )
-    return distances
 
 
 def _log_ratios(distances: Array) -> tuple[Array, Array]:
