@@ -245,7 +245,7 @@ class TestAgainstScikitDimension:
             found = [theirs.lPCA(ver=version).fit(patch).dimension_ for patch in offsets[:40]]
             ours = many(rule, spectra[:40])
             # A flat patch in float64: the eigenvalues beyond the piece are rounding.  Theirs takes
-            # the ratios of these for gaps.
+            # the ratios of these for gaps, and (Minka) never all of the others.
             flat = np.asarray(spectra[:40, -1] < 1e-14 * spectra[:40, 0])
             compared = ~flat if version in ("maxgap", "Minka") else np.ones(40, bool)
             assert compared.any() or name_is_flat(points)
@@ -321,6 +321,11 @@ def test_spectra_of_nothing_have_no_dimension():
     ]  # fmt: skip
     for rule in rules:
         assert rule(jnp.zeros(5)) == 0, rule
+
+
+def test_the_evidence_without_noise_is_infinite():
+    spectrum = jnp.array([1.0, 0.5, 0.2, 0.0, 0.0])
+    assert local_pca.minka(spectrum, num_samples=9, ambient_dim=5) == 3
 
 
 @pytest.mark.parametrize("dim", [1, 3, 6])

@@ -17,7 +17,7 @@ ORDER = (
     ("denoise",),
     ("analytic",),
     ("train", "sample", "lid"),
-    ("memorization", "mitigation", "pretrained"),
+    ("memorization", "mitigation", "pretrained", "sklearn"),
     ("",),  # the root, for its version
     ("plotting",),
     ("report",),

@@ -21,6 +21,7 @@ from mmh_jax.lid.local_pca import (
     minka,
     rank_by_ratio,
 )
+from mmh_jax.lid.methods import DATA_METHODS, DataMethod
 from mmh_jax.lid.mle import mle, mle_mean
 from mmh_jax.lid.multiscale import lidl, lidl_from_density, lidl_weights, richardson
 from mmh_jax.lid.neighborhoods import over_neighborhoods
@@ -39,8 +40,10 @@ from mmh_jax.lid.spectrum import (
 from mmh_jax.lid.tle import tle
 
 __all__ = [
+    "DATA_METHODS",
     "AtPlateau",
     "Curve",
+    "DataMethod",
     "Flipd",
     "Inverse",
     "Neighbors",

@@ -168,7 +168,8 @@ def minka(spectrum: ArrayLike, *, num_samples: int, ambient_dim: int) -> Array:
         ambient_dim: D, of which `spectrum` holds the eigenvalues that are not 0.
 
     Returns:
-        An integer from 1 to one less than the number of positive eigenvalues; 0 if all are 0.
+        An integer below the length of the spectrum, or, if some of it is 0 to rounding, the number
+        of the others: without noise the likelihood of that dimension is infinite.
 
     >>> spectrum = jnp.array([1.0, 0.9, 0.8, 0.01, 0.009, 0.008])
     >>> minka(spectrum, num_samples=50, ambient_dim=6)
@@ -210,7 +211,7 @@ def minka(spectrum: ArrayLike, *, num_samples: int, ambient_dim: int) -> Array:
         )  # fmt: skip
 
     found = jnp.where(counts < rank, jax.vmap(evidence)(counts), -jnp.inf)
-    return jnp.where(rank < 2, rank, jnp.argmax(found) + 1)
+    return jnp.where((rank < 2) | (rank < p), rank, jnp.argmax(found) + 1)
 
 
 def _checked(caller: str, spectrum: ArrayLike) -> Array:
