@@ -48,6 +48,7 @@ SUMMARY = {
     "projected": "proj.",
     "thresholded": "thresh.",
     "tangential": "tang.",
+    "expected": "exp.",
     "count > 1/2": "count",
     "gap": "gap",
     "normal bundle": "NB",
@@ -94,6 +95,7 @@ def readings(
             "projected": spectrum.projected_flipd,
             "thresholded": spectrum.thresholded_flipd,
             "tangential": spectrum.tangential_flipd,
+            "expected": spectrum.expected_flipd,
             "count > 1/2": lid.rank_by_threshold(spectrum.eigenvalues),
             "gap": lid.rank_by_gap(spectrum.eigenvalues, ceiling=1.0),
             "soft count": lid.soft_rank(spectrum.eigenvalues),
@@ -108,7 +110,7 @@ def readings(
     found = {
         name: Reading(
             np.stack(rows, axis=1),
-            error if name in ("thresholded", "tangential") else 0 * error,
+            error if name in ("thresholded", "tangential", "expected") else 0 * error,
             sigmas,
         )
         for name, rows in values.items()

@@ -61,6 +61,33 @@ def test_tangential_flipd_is_its_closed_form(plane):
     np.testing.assert_allclose(kept, jnp.sum(gain), rtol=1e-10)
 
 
+def test_expected_flipd_is_the_mean_of_flipd_over_points(plane):
+    denoiser, x, variances = plane
+    gain = variances / (variances + 0.16)
+    found = lid.jacobian_spectrum(denoiser, x, 0.4).expected_flipd
+    np.testing.assert_allclose(found, 3 - jnp.sum((1 - gain) ** 2), rtol=1e-10)
+    basis = jnp.linalg.svd(jax.jacobian(lambda y: denoiser(y, 0.4))(x))[0][:, :3]
+    scales = jnp.sqrt(variances[::-1])
+    model = analytic.LinearGaussian(jnp.zeros(10), basis, scales)
+    points = model.sample(20_000, key=jax.random.key(0))
+    values = np.asarray(jax.vmap(lambda y: lid.flipd(denoiser, y, 0.4).value)(points))
+    assert abs(values.mean() - found) < 4 * values.std() / 20_000**0.5
+    # Of a direction narrower than sigma nothing is left.
+    narrow = lid.jacobian_spectrum(denoiser, x, 0.7)
+    gain = variances[1:] / (variances[1:] + 0.49)
+    np.testing.assert_allclose(narrow.expected_flipd, jnp.sum(gain * (2 - gain)), rtol=1e-10)
+
+
+def test_expected_flipd_has_a_bias_of_second_order(x64):
+    gaussian = analytic.LinearGaussian(jnp.zeros(6), jnp.eye(6)[:, :4], jnp.full(4, 2.0))
+    for sigma, ratio in ((0.4, 16), (0.2, 16)):
+        bias = [
+            4 - lid.jacobian_spectrum(gaussian, jnp.zeros(6), s).expected_flipd
+            for s in (sigma, sigma / 2)
+        ]
+        assert bias[0] / bias[1] == pytest.approx(ratio, rel=0.1)
+
+
 def test_tangential_flipd_has_the_bias_of_flipd_to_first_order(plane):
     denoiser, x, _ = plane
 

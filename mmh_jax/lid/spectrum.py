@@ -92,6 +92,18 @@ class Spectrum(NamedTuple):
         return jnp.sum(kept, axis=-1) + self.tangential_residual
 
     @property
+    def expected_flipd(self) -> Array:
+        """What FLIPD is on average over points with this tangent space: sum g (2 - g), g > 1/2.
+
+        At a point of a Gaussian of the scales that give eigenvalues g the residual is a sum of
+        g (1 - g) z^2, z standard normal; this puts in its mean, and reads eigenvalues alone.  The
+        bias is then - sum (1 - g)^2, of the order of sigma^4 in place of sigma^2, and neither the
+        place of the point nor an error of the network along its tangents is in the value.
+        """
+        kept = jnp.where(self.eigenvalues > 0.5, self.eigenvalues, 0)
+        return jnp.sum(kept * (2 - kept), axis=-1)
+
+    @property
     def network_error(self) -> Array:
         """Standard error of `thresholded_flipd` and `tangential_flipd` from the network's errors.
 
