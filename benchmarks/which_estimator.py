@@ -69,6 +69,10 @@ def estimators() -> dict[str, tuple[str, Callable[[Any, Any, Key], Any]]]:
             "100 JVPs, eigh",
             lambda model, x, key: lid.jacobian_spectrum(model, x, SIGMA).tangential_flipd,
         ),
+        "expected FLIPD": (
+            "100 JVPs, eigh",
+            lambda model, x, key: lid.jacobian_spectrum(model, x, SIGMA).expected_flipd,
+        ),
         "eigenvalues above 1/2": ("100 JVPs, eigh", read(lid.rank_by_threshold)),
         "largest gap": ("100 JVPs, eigh", read(lambda v: lid.rank_by_gap(v, ceiling=1.0))),
         "participation ratio": ("100 JVPs, eigh", read(lid.participation_ratio)),

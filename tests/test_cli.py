@@ -267,7 +267,7 @@ def test_a_model_is_at_least_as_wide_as_a_point(command, here):
     steps = {"train": ["--num-steps", "2"], "audit": ["--num-points", "4"]}[command]
     assert main([command, "wide.npy", "--preset", "smoke", *steps, "--out", "wide"]) == 0
     folder = {"train": here / "wide", "audit": here / "wide" / "model"}[command]
-    assert train.load_config(folder).training["width"] == 100
+    assert train.load_config(folder).training["width"] == 125
 
 
 def test_train_writes_a_model_of_so_many_steps_that_lid_reads(here, capsys):
