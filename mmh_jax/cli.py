@@ -31,7 +31,7 @@ __all__ = ["Audit", "Lid", "Train", "main"]
 
 Source = Annotated[str, tyro.conf.Positional]
 PresetName = Annotated[str, tyro.conf.arg(metavar="{smoke,cpu,accelerator}")]
-Method = Literal["tangential", "flipd", "projected", "thresholded", "rank"]
+Method = Literal["tangential", "expected", "flipd", "projected", "thresholded", "rank"]
 
 _STAGES = {
     "model": "training",
@@ -97,7 +97,8 @@ class Lid:
         sigma: Noise level in data units; `auto` takes for each point the one where LID_theta
             depends least on it, at 7 to 15 times the cost.
         method: One or more of: tangential, the sum of the Jacobian's eigenvalues above one half,
-            plus the tangential residual; flipd, the trace of the denoiser's Jacobian plus the
+            plus the tangential residual; expected, with the mean of that residual in its place,
+            from the eigenvalues alone; flipd, the trace of the denoiser's Jacobian plus the
             residual; projected, the same without negative eigenvalues; thresholded, also without
             those smaller in size than the most negative one; rank, the number above one half.
         num_points: Measure at so many points, chosen at random; by default at all.

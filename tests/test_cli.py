@@ -278,7 +278,7 @@ def test_train_writes_a_model_of_so_many_steps_that_lid_reads(here, capsys):
     training = train.load_config("new").training
     assert (training["num_steps"], training["seed"]) == (20, 5)
 
-    methods = ["flipd", "projected", "thresholded", "rank", "tangential"]
+    methods = ["flipd", "projected", "thresholded", "rank", "tangential", "expected"]
     command = ["lid", "new", "points.npy", "--out", "tables/lid.csv", "--sigma", "0.3", "--method"]
     assert main([*command, *methods]) == 0
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
@@ -288,7 +288,7 @@ def test_train_writes_a_model_of_so_many_steps_that_lid_reads(here, capsys):
     assert "outside the trained range" not in printed
     with (here / "tables" / "lid.csv").open() as file:
         rows = list(csv.DictReader(file))
-    names = ["index", "sigma", *methods, "stderr", "residual", "off_manifold"]
+    names = ["index", "sigma", *methods[:-1], "stderr", "expected", "residual", "off_manifold"]
     assert list(rows[0]) == names
     assert {float(row["sigma"]) for row in rows} == {0.3}
     assert [int(row["index"]) for row in rows] == list(range(60))
@@ -298,6 +298,7 @@ def test_train_writes_a_model_of_so_many_steps_that_lid_reads(here, capsys):
         "flipd": expected.flipd,
         "projected": expected.projected_flipd,
         "thresholded": expected.thresholded_flipd,
+        "expected": expected.expected_flipd,
         "tangential": expected.tangential_flipd,
         "stderr": expected.network_error,
         "residual": expected.residual,

@@ -49,6 +49,7 @@ class Measured(NamedTuple):
     Attributes:
         tangential: FLIPD of the tangent space alone.
         network_error: its standard error, as far as the network's error shows.
+        expected: FLIPD of the tangent space from the eigenvalues alone.
         projected: FLIPD without the negative eigenvalues.
         thresholded: FLIPD without those smaller in size than the most negative one, too.
         flipd: FLIPD.
@@ -60,6 +61,7 @@ class Measured(NamedTuple):
 
     tangential: np.ndarray
     network_error: np.ndarray
+    expected: np.ndarray
     projected: np.ndarray
     thresholded: np.ndarray
     flipd: np.ndarray
@@ -273,6 +275,7 @@ def _read(spectrum: lid.Spectrum) -> np.ndarray:
     fields = {
         "tangential": spectrum.tangential_flipd,
         "network_error": spectrum.network_error,
+        "expected": spectrum.expected_flipd,
         "projected": spectrum.projected_flipd,
         "thresholded": spectrum.thresholded_flipd,
         "flipd": spectrum.flipd,

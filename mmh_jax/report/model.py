@@ -109,7 +109,8 @@ def lid_theta(
         seed: of the choice of points.
         sigma: the noise level in data units; None chooses it for each point, where the curve of
             its tangential FLIPD is flattest.
-        methods: of `tangential`, `flipd`, `projected`, `thresholded` and `rank`; a column each.
+        methods: of `tangential`, `expected`, `flipd`, `projected`, `thresholded` and `rank`; a
+            column each.
         num_points: how many points, chosen at random; None for all.
         overwrite: whether the file may be replaced.
         progress: called as `progress(stage, done, total, note)`.
