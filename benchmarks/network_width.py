@@ -37,7 +37,7 @@ def main(
     points = np.asarray(plane.sample(20_000, key=jax.random.key(1)).points)
     spectra = mapping.over_points(lid.jacobian_spectrum, (None, 0, None), chunk_size=num)
     rows, failures = [], []
-    for width in WIDTHS:
+    for width in WIDTHS[:2] if preset == "smoke" else WIDTHS:
         recipe = train.Recipe(
             width=width,
             num_steps=steps,
