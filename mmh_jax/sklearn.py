@@ -18,9 +18,8 @@ __all__ = ["LID"]
 class LID(BaseEstimator):
     """Local intrinsic dimension of data, at every point and overall.
 
-    The attributes are named as in scikit-dimension: for its local estimators a change of the
-    import is enough.  Duplicates count as what they are, atoms of dimension 0, in the methods that
-    read distances.
+    The attributes are named as in scikit-dimension.  Duplicates count as what they are, atoms of
+    dimension 0.
 
     Args:
         method: one of `mmh_jax.lid.DATA_METHODS`: "mle", "two_nn", "ess", "local_pca", ...

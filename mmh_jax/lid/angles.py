@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from mmh_jax.lid.neighborhoods import check_offsets
+from mmh_jax.linalg.operator import safe_sqrt
 from mmh_jax.typing import Array, ArrayLike, Estimate
 
 __all__ = ["abid", "ess", "expected_skewness", "simplex_skewness"]
@@ -73,8 +74,8 @@ def simplex_skewness(offsets: ArrayLike) -> Estimate:
     square = jnp.diagonal(gram)
     sides = square[:, None] * square[None, :]
     apart = ~jnp.eye(len(gram), dtype=bool)
-    area = _root(jnp.where(apart, sides - gram**2, 0))
-    return _jackknife(area, _root(jnp.where(apart, sides, 0)))
+    area = safe_sqrt(jnp.where(apart, jnp.maximum(sides - gram**2, 0), 0))
+    return _jackknife(area, safe_sqrt(jnp.where(apart, sides, 0)))
 
 
 def ess(offsets: ArrayLike) -> Estimate:
@@ -146,18 +147,12 @@ def abid(offsets: ArrayLike) -> Estimate:
     largest = jnp.max(jnp.abs(offsets), axis=1, keepdims=True)
     used = largest[:, 0] != 0
     scaled = offsets / jnp.where(largest == 0, 1, largest)
-    norms = _root(jnp.sum(scaled**2, axis=1, keepdims=True))
+    norms = safe_sqrt(jnp.sum(scaled**2, axis=1, keepdims=True))
     cosines = _gram(scaled / jnp.where(norms == 0, 1, norms))
     pairs = used[:, None] & used[None, :] & ~jnp.eye(len(used), dtype=bool)
     value, stderr = _jackknife(pairs.astype(cosines.dtype), jnp.where(pairs, cosines**2, 0))
     nothing = jnp.sum(used) < 2
     return Estimate(jnp.where(nothing, 0, value), jnp.where(nothing, 0, stderr))
-
-
-def _root(value: Array) -> Array:
-    """The square root, 0 for a negative value, with derivative 0 there and at 0."""
-    positive = value > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, value, 1)), 0 * value)
 
 
 def _gram(vectors: Array) -> Array:

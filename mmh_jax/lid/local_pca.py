@@ -80,6 +80,7 @@ def fukunaga_olsen(spectrum: ArrayLike, *, fraction: float = 0.05) -> Array:
 def rank_by_ratio(spectrum: ArrayLike) -> Array:
     """The place of the largest ratio of an eigenvalue to the next; 0 if all are 0.
 
+    Unlike `rank_by_gap` it is never the whole spectrum, whose end is only where the data end.
     Eigenvalues below rounding, `eps` times the largest, count as equal to it: their ratios mean
     nothing.  A spectrum without a next one (D = 1) has all of its directions.
 
@@ -181,7 +182,10 @@ def minka(spectrum: ArrayLike, *, num_samples: int, ambient_dim: int) -> Array:
     tiny = jnp.finfo(spectrum.dtype).tiny
     values = spectrum / unit
     rank = jnp.sum(values > dim * jnp.finfo(spectrum.dtype).eps)
-    log = lambda x: jnp.log(jnp.maximum(x, tiny))  # noqa: E731
+
+    def log(x: Array) -> Array:
+        return jnp.log(jnp.maximum(x, tiny))
+
     index = jnp.arange(p)
     counts = jnp.arange(1, p + 1)
 

@@ -49,10 +49,12 @@ def tle(offsets: ArrayLike, *, epsilon: float = 1e-4) -> Array:
         ValueError: if there are fewer than 3.
     """
     offsets = check_offsets("tle", offsets, least=3)
+    # In units of the largest coordinate, so that no square over- or underflows; then of r.
+    largest = jnp.max(jnp.abs(offsets))
+    offsets = offsets / jnp.where(largest == 0, 1, largest)
     square = jnp.sum(offsets**2, axis=1)
     scale = jnp.max(square)
     unit = jnp.where(scale == 0, 1, scale)
-    # In units of r; from here on r = 1.
     square = square / unit
     product = jnp.matmul(offsets, offsets.T, precision=jax.lax.Precision.HIGHEST) / unit
     sums = square[:, None] + square[None, :]

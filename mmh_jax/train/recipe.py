@@ -147,7 +147,7 @@ def train_model(
         warnings.warn(
             f"a network of width {recipe.width} on points of {size} coordinates: its Jacobian has "
             f"at least {size - recipe.width} eigenvalues near 1 at small noise levels, so that no "
-            f"LID below {size - recipe.width} will be found.  `recipe.wide_enough({size})` is.",
+            f"LID below {size - recipe.width} will be found.  Use `recipe.wide_enough({size})`.",
             stacklevel=2,
         )
     shift, scale = normalisation(points)
