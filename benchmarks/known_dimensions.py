@@ -26,7 +26,7 @@ class Case:
         draw: `draw(num, key)`, labelled points.
         recipe: a key of `RECIPES`.
         exact: makes the exact denoiser in the units of the points, or None.
-        largest_mae: what a trained model must reach at the plateau: by projected and tangential
+        largest_mae: what a trained model must reach at the plateau: by projected and expected
             FLIPD, and by the count of eigenvalues.
     """
 

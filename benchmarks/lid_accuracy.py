@@ -42,7 +42,7 @@ LIDL_LEVELS = 6
 # A normal bundle is the singular values of 4 D scores: too dear beyond.
 LARGEST_FOR_NORMALS = 256
 NORMALS_KEY = jax.random.key(3)
-KEPT = "tangential"
+KEPT = "expected"
 SUMMARY = {
     "FLIPD": "FLIPD",
     "projected": "proj.",

@@ -31,7 +31,7 @@ __all__ = ["Audit", "Lid", "Train", "main"]
 
 Source = Annotated[str, tyro.conf.Positional]
 PresetName = Annotated[str, tyro.conf.arg(metavar="{smoke,cpu,accelerator}")]
-Method = Literal["tangential", "expected", "flipd", "projected", "thresholded", "rank"]
+Method = Literal["expected", "tangential", "flipd", "projected", "thresholded", "rank"]
 
 _STAGES = {
     "model": "training",
@@ -86,7 +86,7 @@ class Lid:
 
     Writes one row for each point: its index, label if there is one, noise level, how many plateaus
     its curve has (with 0 there is no dimension), a column for each method, the standard error of
-    the tangential one, the residual |x - D(x)|^2 / sigma^2, and whether that is too large for a
+    the expected one, the residual |x - D(x)|^2 / sigma^2, and whether that is too large for a
     point of the model's manifold, off which there is no dimension either.  Interrupted or killed,
     it continues when the same command is run again.
 
@@ -96,11 +96,12 @@ class Lid:
         out: The CSV file to write.
         sigma: Noise level in data units; `auto` takes for each point the one where LID_theta
             depends least on it, at 7 to 15 times the cost.
-        method: One or more of: tangential, the sum of the Jacobian's eigenvalues above one half,
-            plus the tangential residual; expected, with the mean of that residual in its place,
-            from the eigenvalues alone; flipd, the trace of the denoiser's Jacobian plus the
-            residual; projected, the same without negative eigenvalues; thresholded, also without
-            those smaller in size than the most negative one; rank, the number above one half.
+        method: One or more of: expected, the sum of g (2 - g) over the eigenvalues g above one
+            half of the denoiser's Jacobian, the dimension of its tangent space; tangential, the sum
+            of those g plus the tangential residual, of which the former has the mean; flipd, the
+            trace of the Jacobian plus the residual; projected, the same without negative
+            eigenvalues; thresholded, also without those smaller in size than the most negative
+            one; rank, the number above one half.
         num_points: Measure at so many points, chosen at random; by default at all.
         seed: Of this choice, and of the points that say which noise levels to look at.
         overwrite: Replace the file.
@@ -110,7 +111,7 @@ class Lid:
     source: Source
     out: Path
     sigma: Literal["auto"] | float = "auto"
-    method: tuple[Method, ...] = ("tangential",)
+    method: tuple[Method, ...] = ("expected",)
     num_points: int | None = None
     seed: int = 0
     overwrite: bool = False

@@ -95,7 +95,7 @@ def test_the_rows_say_what_the_library_says(finished):
         spectrum = measure.lid.jacobian_spectrum(model, points[index[position]], sigma)
         np.testing.assert_allclose(
             [column[name][position] for name in ("lid_theta", "flipd", "residual")],
-            [spectrum.tangential_flipd, spectrum.flipd, spectrum.residual],
+            [spectrum.expected_flipd, spectrum.flipd, spectrum.residual],
             rtol=1e-3,
             atol=1e-3,
         )

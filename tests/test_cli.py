@@ -288,7 +288,7 @@ def test_train_writes_a_model_of_so_many_steps_that_lid_reads(here, capsys):
     assert "outside the trained range" not in printed
     with (here / "tables" / "lid.csv").open() as file:
         rows = list(csv.DictReader(file))
-    names = ["index", "sigma", *methods[:-1], "stderr", "expected", "residual", "off_manifold"]
+    names = ["index", "sigma", *methods, "stderr", "residual", "off_manifold"]
     assert list(rows[0]) == names
     assert {float(row["sigma"]) for row in rows} == {0.3}
     assert [int(row["index"]) for row in rows] == list(range(60))
@@ -323,7 +323,7 @@ def test_lid_chooses_a_scale_and_points_by_the_seed(here, capsys):
     one, two = (Path(name).read_bytes() for name in ("one.csv", "two.csv"))
     assert one == two
     rows = list(csv.DictReader(one.decode().splitlines()))
-    names = ["index", "label", "sigma", "num_plateaus", "tangential", "stderr"]
+    names = ["index", "label", "sigma", "num_plateaus", "expected", "stderr"]
     assert list(rows[0]) == [*names, "residual", "off_manifold"]
     assert len(rows) == 11
     assert all(int(row["label"]) == int(row["index"]) % 7 for row in rows)

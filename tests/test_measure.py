@@ -63,7 +63,7 @@ def test_each_point_has_its_own_level(two_scales):
     at = np.flatnonzero(levels == chosen.sigma[70])[0]
     spectrum = measure.spectra(SHAPE)(model, mixed[10:11], levels[at])
     np.testing.assert_allclose(chosen.measured.flipd[70], spectrum.flipd[0], rtol=1e-5)
-    np.testing.assert_allclose(chosen.lid.value[70], spectrum.tangential_flipd[0], rtol=1e-5)
+    np.testing.assert_allclose(chosen.lid.value[70], spectrum.expected_flipd[0], rtol=1e-5)
     assert chosen.lid.stderr[70] >= spectrum.network_error[0]
 
 
@@ -100,7 +100,7 @@ def test_a_given_level_is_taken_as_it_is(two_scales):
     chosen = measure.at_level(measured, 7.0)
     assert set(chosen.sigma) == {7.0}
     np.testing.assert_array_equal(chosen.num_plateaus, -1)
-    np.testing.assert_array_equal(chosen.lid.value, measured.tangential[:, 0])
+    np.testing.assert_array_equal(chosen.lid.value, measured.expected[:, 0])
     np.testing.assert_array_equal(chosen.lid.stderr, measured.network_error[:, 0])
     assert np.isfinite(chosen.dimension.value).all()
     trained = denoise.from_function(lambda x, t: x, noise.EDM(t_max=5.0), prediction=denoise.x0)

@@ -245,7 +245,7 @@ def test_spectral_curve_is_the_spectrum_at_each_level(plane):
     curve = jax.jit(lambda y: lid.spectral_curve(denoiser, y, sigmas))(x)
     for j, sigma in enumerate(sigmas):
         spectrum = lid.jacobian_spectrum(denoiser, x, sigma)
-        np.testing.assert_allclose(curve.value[j], spectrum.tangential_flipd, rtol=1e-10)
+        np.testing.assert_allclose(curve.value[j], spectrum.expected_flipd, rtol=1e-10)
         np.testing.assert_allclose(curve.stderr[j], spectrum.network_error, rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(curve.residual[j], spectrum.residual, rtol=1e-10)
     np.testing.assert_array_equal(curve.guided, 0)
@@ -268,6 +268,27 @@ def test_readings_do_not_depend_on_the_frame(plane):
 
     one = lid.jacobian_spectrum(flawed, x, 0.2)
     other = lid.jacobian_spectrum(turned, frame @ x, 0.2)
-    for name in ("tangential_flipd", "thresholded_flipd", "network_error", "asymmetry"):
+    for name in (
+        "tangential_flipd",
+        "expected_flipd",
+        "thresholded_flipd",
+        "network_error",
+        "asymmetry",
+    ):
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-8)
     assert one.network_error > 0.01
+
+
+def test_what_is_not_finite_has_no_dimension(plane):
+    denoiser, x, _ = plane
+    nowhere = x.at[3].set(jnp.nan)
+    spectrum = lid.jacobian_spectrum(denoiser, nowhere, 0.2)
+    assert jnp.isfinite(spectrum.eigenvalues).all()  # a linear denoiser
+    broken = lid.jacobian_spectrum(lambda y, sigma: jnp.sqrt(y), jnp.zeros(4) - 1, 0.2)
+    for found in (spectrum, broken):
+        for name in ("expected", "tangential", "thresholded", "projected"):
+            assert jnp.isnan(getattr(found, f"{name}_flipd"))
+    assert lid.rank_by_threshold(broken.eigenvalues) == -1
+    assert lid.rank_by_gap(broken.eigenvalues) == -1
+    assert jnp.isnan(lid.soft_rank(broken.eigenvalues))
+    assert jnp.isnan(lid.participation_ratio(broken.eigenvalues))

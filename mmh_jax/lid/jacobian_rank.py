@@ -5,7 +5,8 @@ r"""Counting in a spectrum: of a denoiser's Jacobian, or of a normal bundle.
     participation_ratio (sum l_i)^2 / sum l_i^2
     soft_rank           sum_i 1 / (1 + (|1 - l_i| / c)^p)      (smooth; LHSD 2026)
 
-Of the singular values of a normal bundle they count the normal directions.
+Of the singular values of a normal bundle they count the normal directions.  A spectrum with NaN
+has no count: the two whole numbers are -1, the two smooth ones NaN.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def rank_by_threshold(spectrum: ArrayLike, threshold: float = 0.5) -> Array:
     >>> rank_by_threshold(jnp.array([0.99, 0.9, 0.1, 0.0]))
     Array(2, dtype=int32)
     """
-    return jnp.sum(jnp.asarray(spectrum) > threshold, axis=-1)
+    values = jnp.asarray(spectrum)
+    return _counted(values, jnp.sum(values > threshold, axis=-1))
 
 
 def rank_by_gap(spectrum: ArrayLike, *, floor: float = 1e-2, ceiling: float | None = None) -> Array:
@@ -63,7 +65,11 @@ def rank_by_gap(spectrum: ArrayLike, *, floor: float = 1e-2, ceiling: float | No
     inner = jnp.maximum(values, least)
     start = inner[..., :1] if ceiling is None else jnp.maximum(top, inner[..., :1])
     levels = jnp.log(jnp.concatenate([start, inner, least], axis=-1))
-    return jnp.argmax(levels[..., :-1] - levels[..., 1:], axis=-1)
+    return _counted(values, jnp.argmax(levels[..., :-1] - levels[..., 1:], axis=-1))
+
+
+def _counted(values: Array, count: Array) -> Array:
+    return jnp.where(jnp.any(jnp.isnan(values), axis=-1), -1, count)
 
 
 def soft_rank(spectrum: ArrayLike, *, width: float = 0.2, power: float = 4.0) -> Array:

@@ -9,7 +9,13 @@ never learned, where it returns x and F = D.  With u = log sigma the *roughness*
 the relative change of the dimension per e-fold of sigma, over a neighbourhood, so that a curve that
 merely turns around (a maximum) is not taken for flat.  A plateau is a local minimum of rho below
 `max_slope`, extended to both sides as far as F stays within `tolerance` of its value, or within two
-standard errors of the probes.  No label and no ground truth is read.
+standard errors of the probes (but no further than half a dimension: what lies beyond is another
+dimension).  No label and no ground truth is read.
+
+Where one value must be had, it is that of the finest plateau that is flat to 1% per e-fold, and of
+the flattest if none is.  Not of the flattest always: the curve of a point near an edge of the data
+is flat at the dimension while sigma is below the distance, and often flatter still, one dimension
+lower, above it; the finer is the local one.
 
 Each point has its own scale here: on a mixture of dimensions no single sigma is right for all.
 `choose_scale` is for the case that one must be had.
@@ -24,6 +30,9 @@ import numpy as np
 from mmh_jax.lid.flipd import Curve
 
 __all__ = ["AtPlateau", "Plateau", "at_plateau", "knee", "plateaus"]
+
+# Of plateaus rougher than this the flattest is taken, of the others the finest.
+_FLAT = 0.01
 
 
 class Plateau(NamedTuple):
@@ -47,7 +56,7 @@ class Plateau(NamedTuple):
 
 
 class AtPlateau(NamedTuple):
-    """The flattest plateau of each of N points; fields of `Plateau`, (N,) each.
+    """One plateau of each of N points; fields of `Plateau`, (N,) each.
 
     Attributes:
         value, stderr, sigma, sigma_low, sigma_high, roughness: as in `Plateau`.
@@ -102,7 +111,10 @@ def at_plateau(
     max_slope: float = 0.1,
     tolerance: float = 0.05,
 ) -> AtPlateau:
-    """For each of N points the dimension at its flattest plateau, with its standard error.
+    """For each of N points the dimension at one plateau, with its standard error.
+
+    Of the plateaus of roughness .01 or less the one at the smallest noise level; if there is none,
+    the flattest.
 
     Args:
         curves: fields `sigmas` (S,) or (N, S) with equal rows, `value` and `stderr` (N, S), as
@@ -143,7 +155,9 @@ def _choose(
         candidates = [p for p in candidates if p.value <= 0.95 * ambient_dim] or candidates
     if not candidates:
         return (*6 * (np.nan,), 0)
-    return (*min(candidates, key=lambda plateau: plateau.roughness), len(found))
+    flat = [plateau for plateau in candidates if plateau.roughness <= _FLAT]
+    chosen = flat[0] if flat else min(candidates, key=lambda plateau: plateau.roughness)
+    return (*chosen, len(found))
 
 
 def _checked(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -192,7 +206,7 @@ def _find(
         lowest = rough[j] <= min(rough[max(j - 1, 0)], rough[min(j + 1, sigmas.size - 1)])
         if not np.isfinite(rough[j]) or rough[j] > rule.max_slope or taken[j] or not lowest:
             continue
-        allowed = max(rule.tolerance * max(abs(values[j]), 1.0), 2 * stderrs[j])
+        allowed = max(rule.tolerance * max(abs(values[j]), 1.0), min(2 * stderrs[j], 0.5))
         inside = (np.abs(values - values[j]) <= allowed) & ~taken
         low, high = _run_around(inside, j)
         taken[low : high + 1] = True

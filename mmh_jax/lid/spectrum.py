@@ -16,6 +16,10 @@ S being 0 below and 1 above, a projection on the tangents without a jump; and an
 error, `Spectrum.network_error`: what F_t leaves out of FLIPD, and what the skew part stands for.
 On a manifold, where all l_i -> 0 or 1, F_t has the limit and the order of the bias of FLIPD.  It
 loses directions narrower than sigma, and off a flat manifold it does not grow with the distance.
+
+What a network has learned wrongly lies along its tangents, too, and that residual is the larger
+part of the error of F_t.  Its mean over the points of a Gaussian is sum l (1 - l): put in, it gives
+*expected FLIPD*, F_e = sum_{l_i > 1/2} l_i (2 - l_i), from the eigenvalues alone.
 """
 
 from __future__ import annotations
@@ -98,10 +102,13 @@ class Spectrum(NamedTuple):
         At a point of a Gaussian of the scales that give eigenvalues g the residual is a sum of
         g (1 - g) z^2, z standard normal; this puts in its mean, and reads eigenvalues alone.  The
         bias is then - sum (1 - g)^2, of the order of sigma^4 in place of sigma^2, and neither the
-        place of the point nor an error of the network along its tangents is in the value.
+        place of the point nor an error of the network along its tangents is in the value.  NaN
+        where the residual is not finite.
         """
         kept = jnp.where(self.eigenvalues > 0.5, self.eigenvalues, 0)
-        return jnp.sum(kept * (2 - kept), axis=-1)
+        value = jnp.sum(kept * (2 - kept), axis=-1)
+        # NaN is not above one half, and the Jacobian of a linear denoiser is finite everywhere.
+        return jnp.where(jnp.isfinite(self.residual), value, jnp.nan)
 
     @property
     def network_error(self) -> Array:
@@ -187,7 +194,7 @@ def jacobian_spectrum(
 def spectral_curve(
     denoiser: Denoiser, x: ArrayLike, sigmas: ArrayLike, *, chunk_size: int = 32
 ) -> Curve:
-    """Tangential FLIPD at a grid of noise levels, with the network's error: for `plateaus`.
+    """Expected FLIPD at a grid of noise levels, with the network's error: for `plateaus`.
 
     For trained networks with up to a few thousand coordinates.  For other readings, or the
     diagnostics, take `jacobian_spectrum` itself at each level.
@@ -197,8 +204,8 @@ def spectral_curve(
         sigmas: (S,) noise levels, in data units.
 
     Returns:
-        `Curve`, its fields (S,) each: value `Spectrum.tangential_flipd`, stderr
-        `Spectrum.network_error`.
+        `Curve`, its fields (S,) each: value `Spectrum.expected_flipd`, stderr
+        `Spectrum.network_error`, which is large for it.
 
     Cost: S times that of `jacobian_spectrum`.
 
@@ -208,7 +215,7 @@ def spectral_curve(
     >>> line = lambda x, sigma: x * jnp.array([1.0, 0.0, 0.01]) / (1 + sigma**2)
     >>> curve = spectral_curve(line, jnp.zeros(3), jnp.array([0.1, 0.2]))
     >>> [(round(float(d), 2), round(float(se), 2)) for d, se in zip(curve.value, curve.stderr)]
-    [(0.99, 0.01), (0.96, 0.01)]
+    [(1.0, 0.01), (1.0, 0.01)]
     """
     x, sigmas = check_point("spectral_curve", denoiser, x, sigmas, levels=1)
 
@@ -216,7 +223,7 @@ def spectral_curve(
         spectrum = jacobian_spectrum(denoiser, x, sigma, chunk_size=chunk_size)
         return Curve(
             sigma,
-            spectrum.tangential_flipd,
+            spectrum.expected_flipd,
             spectrum.network_error,
             spectrum.residual,
             jnp.asarray(is_guided(denoiser), int),

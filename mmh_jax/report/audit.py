@@ -2,7 +2,7 @@ r"""The audit of a data set: train or load a model, measure both dimensions, jud
 
     source -> points -> model -> LID_*       nearest neighbours in the data, maximum likelihood
                               -> sigmas      the noise levels in question
-                              -> LID_theta   tangential FLIPD, each point at its own plateau
+                              -> LID_theta   expected FLIPD, each point at its own plateau
                               -> verdicts    memorization.verdict
                               -> points.csv, lid.png, summary.json
 

@@ -1,11 +1,11 @@
 r"""LID_theta of a saved model at many points, each at a noise level chosen without labels.
 
-The levels: tangential FLIPD of a random subset on a logarithmic grid, from the smallest level that
+The levels: expected FLIPD of a random subset on a logarithmic grid, from the smallest level that
 the model was trained at to half the spread of the data; of the grid the part is kept that holds the
 plateaus of nearly all points of the subset, with their neighbours.
-The dimension: tangential FLIPD at the flattest level of each point's own curve over that part.  Its
-standard error has what the network's Jacobian says of its own error, and the spread over that level
-and its two neighbours, since a dimension that depends on the scale is known no better.
+The dimension: expected FLIPD at a plateau of each point's own curve over that part.  Its standard
+error has what the network's Jacobian says of its own error, and the spread over that level and its
+two neighbours, since a dimension that depends on the scale is known no better.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Measured(NamedTuple):
 
     Attributes:
         tangential: FLIPD of the tangent space alone.
-        network_error: its standard error, as far as the network's error shows.
+        network_error: its standard error, as far as the network's error shows; for `expected` it
+            is large.
         expected: FLIPD of the tangent space from the eigenvalues alone.
         projected: FLIPD without the negative eigenvalues.
         thresholded: FLIPD without those smaller in size than the most negative one, too.
@@ -75,7 +76,7 @@ class Chosen(NamedTuple):
     """What is measured at one noise level for each of N points.
 
     Attributes:
-        lid: tangential FLIPD and its standard error.
+        lid: expected FLIPD and its standard error.
         sigma: (N,) the noise levels, in data units.
         num_plateaus: (N,) of each point's curve; where 0 there is no dimension, -1 where the level
             was given.
@@ -95,7 +96,7 @@ class Chosen(NamedTuple):
 
 
 def at_plateau(measured: Measured, sigmas: np.ndarray, ambient_dim: int) -> Chosen:
-    """Each point at the flattest level of its own curve of tangential FLIPD."""
+    """Each point at a plateau of its own curve of expected FLIPD; see `lid.at_plateau`."""
     found = lid.at_plateau(_curves(measured, sigmas), ambient_dim=ambient_dim)
     # A curve that is nowhere finite has no flattest level: any will do.
     column = np.abs(sigmas - np.nan_to_num(found.sigma)[:, None]).argmin(axis=1)
@@ -109,12 +110,12 @@ def at_level(measured: Measured, sigma: float) -> Chosen:
     """Each point at the one level that was measured."""
     there = Measured(*(field[:, 0] for field in measured))
     num = len(there.flipd)
-    estimate = Estimate(there.tangential, there.network_error)
+    estimate = Estimate(there.expected, there.network_error)
     return Chosen(estimate, np.full(num, sigma), np.full(num, -1), there)
 
 
 def _curves(measured: Measured, sigmas: np.ndarray) -> lid.Curve:
-    return lid.Curve(sigmas, measured.tangential, measured.network_error, measured.residual)
+    return lid.Curve(sigmas, measured.expected, measured.network_error, measured.residual)
 
 
 def random_subset(num_points: int, num: int, *, seed: int) -> np.ndarray:
@@ -163,7 +164,7 @@ def choose_levels(
 
     Returns:
         (S,): at least 7 neighbouring levels of the grid of 15; those at which 90% of the points
-        looked at are flattest, and two more on both sides.
+        looked at have their plateaus, and two more on both sides.
 
     Raises:
         ValueError: if the model was not trained below half the spread of its data, or is finite at

@@ -92,7 +92,7 @@ def lid_theta(
     *,
     seed: int,
     sigma: float | None = None,
-    methods: Sequence[str] = ("tangential",),
+    methods: Sequence[str] = ("expected",),
     num_points: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -107,9 +107,9 @@ def lid_theta(
         source: what `data.sources.load` reads.
         out: the file to write.
         seed: of the choice of points.
-        sigma: the noise level in data units; None chooses it for each point, where the curve of
-            its tangential FLIPD is flattest.
-        methods: of `tangential`, `expected`, `flipd`, `projected`, `thresholded` and `rank`; a
+        sigma: the noise level in data units; None chooses it for each point, at a plateau of
+            the curve of its expected FLIPD.
+        methods: of `expected`, `tangential`, `flipd`, `projected`, `thresholded` and `rank`; a
             column each.
         num_points: how many points, chosen at random; None for all.
         overwrite: whether the file may be replaced.
@@ -172,7 +172,7 @@ def lid_theta(
     for name in (*methods, "residual", "off_manifold"):
         values = getattr(chosen.measured, name)
         columns[name] = values.astype(int) if name in ("rank", "off_manifold") else values
-        if name == "tangential":
+        if name == "expected":
             columns["stderr"] = chosen.lid.stderr
     write_csv(out, columns)
     shutil.rmtree(partial)
