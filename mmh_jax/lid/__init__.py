@@ -1,8 +1,10 @@
 """Local intrinsic dimension: of a model (through its denoiser) and of data (through neighbours)."""
 
 from mmh_jax.lid.angles import abid, ess, expected_skewness, simplex_skewness
+from mmh_jax.lid.closed_form import closed_form_curve
 from mmh_jax.lid.decoder_rank import Inverse, decoder_spectrum, invert, rank_at_noise
 from mmh_jax.lid.denoising_loss import denoising_loss
+from mmh_jax.lid.duplicates import Duplicates, find_duplicates
 from mmh_jax.lid.flipd import Curve, Flipd, flipd, flipd_curve, residual_bound
 from mmh_jax.lid.jacobian_rank import (
     participation_ratio,
@@ -27,6 +29,7 @@ from mmh_jax.lid.multiscale import lidl, lidl_from_density, lidl_weights, richar
 from mmh_jax.lid.neighborhoods import over_neighborhoods
 from mmh_jax.lid.neighbors import Neighbors, nearest_neighbors
 from mmh_jax.lid.normal_bundle import normal_bundle_spectrum
+from mmh_jax.lid.over_k import neighbor_curve
 from mmh_jax.lid.plateau import AtPlateau, Plateau, at_plateau, knee, plateaus
 from mmh_jax.lid.radii import gride, mada, mom, two_nn
 from mmh_jax.lid.scale import choose_scale, relative_slope
@@ -44,6 +47,7 @@ __all__ = [
     "AtPlateau",
     "Curve",
     "DataMethod",
+    "Duplicates",
     "Flipd",
     "Inverse",
     "Neighbors",
@@ -54,12 +58,14 @@ __all__ = [
     "at_plateau",
     "broken_stick",
     "choose_scale",
+    "closed_form_curve",
     "decoder_spectrum",
     "denoising_loss",
     "ess",
     "expected_skewness",
     "explained_variance",
     "fan",
+    "find_duplicates",
     "flipd",
     "flipd_curve",
     "fukunaga_olsen",
@@ -78,6 +84,7 @@ __all__ = [
     "mle_mean",
     "mom",
     "nearest_neighbors",
+    "neighbor_curve",
     "normal_bundle_spectrum",
     "over_neighborhoods",
     "participation_ratio",
