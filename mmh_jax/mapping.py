@@ -9,11 +9,13 @@ last bits in which a backend's matrix product rounds differently for different b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmh_jax.typing import Key
@@ -31,6 +33,7 @@ def over_points(
     chunk_size: int = 64,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
+    shared_specs: Sequence[Any] | None = None,
 ) -> Callable[..., Any]:
     """Map `function` over the leading axis of its arguments, in chunks.
 
@@ -41,13 +44,18 @@ def over_points(
         chunk_size: points evaluated at once on each device; the peak memory grows with it.
         progress: called as `progress(done, total)` after each chunk.
         mesh: a device mesh; each chunk is spread over all its devices, shared arguments are
-            copied to each of them once.
+            copied to each of them once.  With several processes every one of them makes the same
+            call, with the same arguments, and has all results.
+        shared_specs: for each shared argument a `PartitionSpec`, or a pytree of them: it is split
+            over the axes of the mesh that they name, and the points are spread over the others.
+            `function` then sees one part, and has to combine the parts by collectives.
 
     Returns:
-        `mapped(*args, key=None)`, whose results are NumPy arrays with a leading axis of length N.
-        With `key`, `function` is also passed `key=`, a different one for each point.  Keep the
-        returned function: it holds the compiled program.  Shared arguments are arguments of that
-        program, not constants in it: another denoiser of the same structure compiles nothing.
+        `mapped(*args, key=None, progress=progress)`, whose results are NumPy arrays with a leading
+        axis of length N.  With `key`, `function` is also passed `key=`, a different one for each
+        point.  Keep the returned function: it holds the compiled program.  Shared arguments are
+        arguments of that program, not constants in it: another denoiser of the same structure
+        compiles nothing.
 
     Raises:
         ValueError: if the mapped arguments disagree on N, if N is 0, if `in_axes` does not fit the
@@ -62,18 +70,22 @@ def over_points(
         raise ValueError(
             f"`over_points(chunk_size={chunk_size!r})` must be an integer, at least 1."
         )
-    compiled = _compile(function, mesh)
-    spread = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    copied = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    num_devices = 1 if mesh is None else mesh.size
+    names, specs = _layout(mesh, shared_specs)
+    compiled = _compile(function, mesh, names, specs)
+    spread = None if mesh is None else NamedSharding(mesh, PartitionSpec(names))
+    num_devices = 1 if mesh is None else math.prod(mesh.shape[name] for name in names)
+    always = progress
 
-    def mapped_function(*args: Any, key: Key | None = None) -> Any:
+    def mapped_function(
+        *args: Any, key: Key | None = None, progress: Progress | None = always
+    ) -> Any:
         axes = _axes(in_axes, len(args))
         mapped = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
         shared = [arg for arg, axis in zip(args, axes, strict=True) if axis is None]
         total = _num_points(mapped)
         _check_shared(shared)
-        shared = shared if copied is None else jax.device_put(shared, copied)
+        if mesh is not None:
+            shared = jax.device_put(shared, _placed(mesh, specs, shared))
         keys = None if key is None else jax.random.split(key, total)
         step = num_devices * min(chunk_size, -(-total // num_devices))
         chunks = []
@@ -84,7 +96,7 @@ def over_points(
             chunk = jax.tree.map(lambda leaf, index=index: leaf[index], (mapped, keys))
             chunk = jax.device_put(chunk, spread)
             result = compiled(axes, shared, *chunk)
-            chunks.append(jax.tree.map(lambda leaf, n=stop - start: np.asarray(leaf)[:n], result))
+            chunks.append(jax.tree.map(lambda leaf, n=stop - start: _to_host(leaf)[:n], result))
             if progress is not None:
                 progress(stop, total)
         return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
@@ -92,7 +104,41 @@ def over_points(
     return mapped_function
 
 
-def _compile(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+def _to_host(leaf: jax.Array) -> np.ndarray:
+    if leaf.is_fully_addressable:
+        return np.asarray(leaf)
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+
+def _layout(mesh: Mesh | None, shared_specs: Sequence[Any] | None) -> tuple[tuple[str, ...], Any]:
+    """The axes over which points are spread, and how shared arguments are split, or copied."""
+    if mesh is None:
+        return (), PartitionSpec()
+    if shared_specs is None:
+        return tuple(map(str, mesh.axis_names)), PartitionSpec()
+    leaves = jax.tree.leaves(list(shared_specs), is_leaf=lambda s: isinstance(s, PartitionSpec))
+    entries = [entry for spec in leaves for entry in spec if entry is not None]
+    taken = {name for entry in entries for name in (entry if isinstance(entry, tuple) else [entry])}
+    if not taken <= set(mesh.axis_names):
+        raise ValueError(
+            f"`over_points(shared_specs=...)` names the axes {sorted(taken)}, but the mesh has "
+            f"{mesh.axis_names}."
+        )
+    return tuple(str(name) for name in mesh.axis_names if name not in taken), list(shared_specs)
+
+
+def _placed(mesh: Mesh, specs: Any, shared: list[Any]) -> Any:
+    """The sharding of every leaf of the shared arguments."""
+
+    def below(spec: PartitionSpec, subtree: Any) -> Any:
+        return jax.tree.map(lambda _: NamedSharding(mesh, spec), subtree)
+
+    return jax.tree.map(below, specs, shared, is_leaf=lambda s: isinstance(s, PartitionSpec))
+
+
+def _compile(
+    function: Callable[..., Any], mesh: Mesh | None, names: tuple[str, ...], specs: Any
+) -> Callable[..., Any]:
     """`run(axes, shared, mapped, keys)` over one chunk, compiled once for each shape."""
 
     def run(axes: Axes, shared: list[Any], mapped: list[Any], keys: Key | None) -> Any:
@@ -104,12 +150,11 @@ def _compile(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., A
         return jax.vmap(at_one_point)(mapped, keys)
 
     def run_on_mesh(axes: Axes, shared: list[Any], mapped: list[Any], keys: Key | None) -> Any:
-        names = () if mesh is None else mesh.axis_names
-        spread, copied = PartitionSpec(names), PartitionSpec()
+        spread = PartitionSpec(names)
         return jax.shard_map(
             lambda shared, mapped, keys: run(axes, shared, mapped, keys),
             mesh=mesh,
-            in_specs=(copied, spread, spread),
+            in_specs=(specs, spread, spread),
             out_specs=spread,
             check_vma=False,
         )(shared, mapped, keys)

@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
 
-from mmh_jax.lid import neighbors
+from mmh_jax.lid import neighbor_search, neighbors
 from mmh_jax.lid.neighbors import nearest_neighbors
 
 RNG = np.random.default_rng(0)
@@ -174,13 +174,13 @@ def test_numbers_and_images_are_points():
 def test_the_filter_decides_almost_always(monkeypatch):
     """Searching by difference is the exception: never in a cloud, always in tight clusters."""
     redone = []
-    by_difference = neighbors._by_difference
+    by_difference = neighbors.by_difference
 
-    def spy(num_neighbors):
-        find = by_difference(num_neighbors)
+    def spy(num_neighbors, mesh):
+        find = by_difference(num_neighbors, mesh)
         return lambda space, queries, own: redone.append(len(queries)) or find(space, queries, own)
 
-    monkeypatch.setattr(neighbors, "_by_difference", spy)
+    monkeypatch.setattr(neighbors, "by_difference", spy)
     for name in (
         "normal",
         "many coordinates",
@@ -200,17 +200,18 @@ def test_the_filter_decides_almost_always(monkeypatch):
 def test_never_a_matrix_of_all_distances(monkeypatch):
     """Beside the points there are blocks in memory, not rows of distances to all points."""
     monkeypatch.setattr(
-        neighbors, "over_points", lambda find, in_axes, **_: jax.vmap(find, in_axes)
+        neighbor_search, "over_points", lambda find, in_axes, **_: jax.vmap(find, in_axes)
     )
     for num_points in (20_000, 80_000):
         points = np.zeros((num_points, 2), np.float32)
-        queries, space = neighbors._prepare(points, points, 256)
+        num_blocks = -(-num_points // 1024)
+        space = neighbor_search.space_of(points, np.zeros(2), 1024, num_blocks, 1.0)
         for find in (
-            neighbors._by_filter.__wrapped__(5, 21, False, 256, None),
-            neighbors._by_difference.__wrapped__(5),
+            neighbor_search.by_filter.__wrapped__(5, 21, 256, None),
+            neighbor_search.by_difference.__wrapped__(5, None),
         ):
-            program = jax.jit(find).lower(space, queries[:256], np.arange(256)).compile()
-            assert program.memory_analysis().temp_size_in_bytes < 12 * 256 * 256 * 4
+            program = jax.jit(find).lower(space, points[:256], np.arange(256)).compile()
+            assert program.memory_analysis().temp_size_in_bytes < 12 * 256 * 1024 * 4
 
 
 def test_progress():
@@ -262,3 +263,97 @@ def test_errors_name_argument_fault_and_cure():
     points[4, 0] = np.inf
     with pytest.raises(ValueError, match=r"points=.*2 of 5 rows, row 3 the first; remove"):
         nearest_neighbors(points, 1)
+
+
+def same(found, expected):
+    """Up to the last bits, in which two distances may change places."""
+    np.testing.assert_allclose(found.distances, expected.distances, rtol=1e-6)
+    rows, columns = np.nonzero(found.indices != expected.indices)
+    assert len(rows) <= 0.01 * found.indices.size
+    for row, column in zip(rows, columns, strict=True):
+        assert found.indices[row, column] in expected.indices[row, max(column - 1, 0) : column + 2]
+
+
+@pytest.mark.parametrize("name", ["normal", "duplicates", "one point 200 times", "one outlier"])
+@pytest.mark.parametrize("part", [30 * 64, 30 * 599, 30 * 5])
+def test_parts_do_not_matter(name, part, monkeypatch):
+    points = SETS[name].astype(np.float32)
+    whole = nearest_neighbors(points, 7), nearest_neighbors(points, 7, queries=points[:50] + 0.01)
+    monkeypatch.setattr(neighbors, "_PART", part)
+    same(nearest_neighbors(points, 7), whole[0])
+    same(nearest_neighbors(points, 7, queries=points[:50] + np.float32(0.01)), whole[1])
+
+
+def test_a_memory_mapped_file_and_an_iterator_are_read_in_parts(tmp_path, monkeypatch):
+    points = SETS["normal"]
+    expected = nearest_neighbors(points, 5, queries=points[:40])
+    np.save(tmp_path / "points.npy", points)
+    mapped = np.load(tmp_path / "points.npy", mmap_mode="r")
+    monkeypatch.setattr(neighbors, "_PART", 30 * 100)
+    same(nearest_neighbors(mapped, 5, queries=points[:40]), expected)
+    same(nearest_neighbors(mapped, 5), nearest_neighbors(points, 5))
+    parts = (points[start : start + 77] for start in range(0, 600, 77))
+    same(nearest_neighbors(parts, 5, queries=points[:40]), expected)
+    same(nearest_neighbors([points[:3], points[3:]], 5, queries=points[:40]), expected)
+    nested = [[0.0, 1.0], [2.0, 3.0], [0.0, 2.0]]
+    assert nearest_neighbors(nested, 1).indices.tolist() == [[2], [2], [0]]
+
+
+def test_float64_parts_are_centred(monkeypatch):
+    points = 1e6 + RNG.normal(size=(100, 3))
+    monkeypatch.setattr(neighbors, "_PART", 3 * 30)
+    np.testing.assert_allclose(
+        nearest_neighbors(points, 4).distances, brute_force(points, 4)[0], rtol=1e-4
+    )
+    halves = nearest_neighbors(iter([points[:50], points[50:]]), 4, queries=points)
+    np.testing.assert_allclose(
+        halves.distances, brute_force(points, 4, points)[0], rtol=1e-4, atol=1e-6
+    )
+
+
+def test_a_row_is_excluded_for_each_query():
+    points = SETS["duplicates"].astype(np.float32)
+    index = np.array([4, 17, 599, 3])
+    found = nearest_neighbors(points, 6, queries=points[index], exclude=index)
+    same(found, neighbors.Neighbors(*(f[index] for f in nearest_neighbors(points, 6))))
+    some = nearest_neighbors(points, 6, queries=points[index], exclude=[4, -1, -1, 3])
+    assert some.indices[1, 0] in (17, *np.flatnonzero((points == points[17]).all(axis=1)))
+    np.testing.assert_array_equal(some.indices[0], found.indices[0])
+
+
+def devices(shape, names):
+    num = int(np.prod(shape))
+    if jax.device_count() < num:
+        pytest.skip(f"needs {num} devices; XLA_FLAGS was set to fewer")
+    automatic = (jax.sharding.AxisType.Auto,) * len(shape)
+    return jax.make_mesh(shape, names, axis_types=automatic, devices=jax.devices()[:num])
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [((8,), ("data",)), ((8,), ("points",)), ((2, 4), ("data", "points"))],
+)
+@pytest.mark.parametrize("name", ["normal", "one point 200 times", "very tight clusters"])
+def test_devices_do_not_matter(name, shape, names):
+    points = SETS[name].astype(np.float32)
+    mesh = devices(shape, names)
+    for k in (7, 90):
+        same(nearest_neighbors(points, k, block_size=32, mesh=mesh), nearest_neighbors(points, k))
+    few = nearest_neighbors(points[:9], 8, mesh=mesh)
+    same(few, nearest_neighbors(points[:9], 8))
+
+
+def test_what_cannot_be_read_in_parts_is_named():
+    points = np.ones((5, 2))
+    with pytest.raises(ValueError, match=r"iterable; pass `queries="):
+        nearest_neighbors(iter([points]), 1)
+    with pytest.raises(ValueError, match="exceeds the 10 points"):
+        nearest_neighbors(iter([points, points]), 11, queries=points)
+    with pytest.raises(ValueError, match=r"\(3,\).*\(2,\)"):
+        nearest_neighbors(iter([points]), 1, queries=np.ones((2, 3)))
+    with pytest.raises(ValueError, match="exclude="):
+        nearest_neighbors(points, 1, queries=points, exclude=[1, 2])
+    bad = np.ones((4, 2))
+    bad[2] = np.nan
+    with pytest.raises(ValueError, match=r"1 of 4 rows, row 7 the first"):
+        nearest_neighbors(iter([points, bad]), 1, queries=points)

@@ -127,8 +127,7 @@ def _linked(points: np.ndarray, tolerance: float, progress: Progress | None) -> 
         if num_neighbors == num - 1 or not len(queries):
             break
         num_neighbors = min(2 * num_neighbors, num - 1)
-        # One more, for a query finds itself.
-        found = nearest_neighbors(points, num_neighbors + 1, queries=points[queries])
+        found = nearest_neighbors(points, num_neighbors, queries=points[queries], exclude=queries)
         distances, indices = np.asarray(found.distances), np.asarray(found.indices)
     start, end = np.concatenate(rows), np.concatenate(links)
     graph = coo_matrix((np.ones(len(start), bool), (start, end)), shape=(num, num))

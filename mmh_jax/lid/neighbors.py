@@ -1,41 +1,37 @@
 r"""Exact nearest neighbours, the input of the estimators that read data.
 
-The matrix of all distances does not fit, and the fast formula for a block of it,
-
-    |q - p|^2 = |q|^2 + |p|^2 - 2 q.p,
-
-cancels: in float32 its error is about 1e-7 (|q|^2 + |p|^2), in which the distance of a close pair
-drowns.  Hence *filter and refine*.  With c a bound on the relative error of the formula,
-
-    lower(q, p) = (1 - c) (|q|^2 + |p|^2) - 2 q.p  <=  |q - p|^2,       c = 4 (2 + sqrt(D)) eps,
-
-the points with the least `lower` are kept, block by block, a few more than the k asked for.  Their
-distances are taken by difference, which does not cancel and gives exactly 0 for duplicates and for
-nothing else.  Where the k-th of these lies below the last `lower` that was kept, no other point can
-be nearer: the answer is proved.  The queries for which it is not (in tight clusters far apart, or
-with more duplicates than were kept) are searched again, by difference over all points.
-
-The bound c is the probabilistic one of Higham & Mary (2019), four times the root of the number of
-terms; up to D = 16 it is the worst case.
+The matrix of all distances does not fit; nor, perhaps, do the points.  They are read in *parts*, of
+a memory-mapped file or of an iterator, and each part is searched in blocks (`neighbor_search`, with
+the mathematics); the best of all parts so far are kept.  Every answer is exact: distances are taken
+by difference, and no nearer point is missed.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from mmh_jax.mapping import Progress, over_points
-from mmh_jax.typing import Array, ArrayLike
+from mmh_jax.lid.neighbor_search import (
+    POINTS_AXIS,
+    by_difference,
+    by_filter,
+    farthest_coordinate,
+    space_of,
+)
+from mmh_jax.mapping import Progress
+from mmh_jax.typing import ArrayLike
 
 __all__ = ["Neighbors", "nearest_neighbors"]
 
-# By difference, a block of queries times a block of points times D numbers may be in memory.
-_QUERIES_BY_DIFFERENCE = 16
+# Numbers in a part of the points: 128 MiB in float32.
+_PART = 2**25
+# Rows of points in one matrix product, for each query in it.
+_ROWS_PER_QUERY = 4
 
 
 class Neighbors(NamedTuple):
@@ -51,12 +47,14 @@ class Neighbors(NamedTuple):
 
 
 def nearest_neighbors(
-    points: ArrayLike,
+    points: ArrayLike | Iterable[ArrayLike],
     num_neighbors: int,
     *,
     queries: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
     block_size: int = 512,
     progress: Progress | None = None,
+    mesh: Mesh | None = None,
 ) -> Neighbors:
     """The `num_neighbors` nearest points of every query by Euclidean distance, exactly.
 
@@ -65,15 +63,22 @@ def nearest_neighbors(
     XLA takes subnormal numbers for 0: coordinates closer than 1.2e-38 in float32 count as equal.
     Float64 arrays are centred before they are rounded to float32, unless JAX is in 64-bit mode.
 
-    Cost: M N D multiplications, in matrix products, and a selection.  Memory: `block_size`^2
-    numbers beside the points.  Runs from the host, not inside `jit`.
+    Cost: M N D multiplications, in matrix products, and a selection.  Memory: the queries, 2^25
+    numbers of the points a few times over, and products of `block_size` queries with four times as
+    many points.  Runs from the host, not inside `jit`.
 
     Args:
-        points: (N, *shape).
-        num_neighbors: k, at most N - 1; at most N if there are `queries`.
-        queries: (M, *shape), or None.
-        block_size: queries, and points, in one matrix product.
-        progress: called as `progress(done, total)` after each block of queries.
+        points: (N, *shape); an array, a memory-mapped one (`np.load(path, mmap_mode="r")`), of
+            which a part is in memory at a time, or an iterable of such arrays, read once.
+        num_neighbors: k, at most N - 1; at most N if there are `queries` and nothing to exclude.
+        queries: (M, *shape), or None; they must be given if `points` is an iterable.
+        exclude: (M,) whole numbers: the row of the points that is not to be found for each query,
+            as that of a query which is one of the points; -1 for none.
+        block_size: queries in one matrix product.
+        progress: called as `progress(done, total)` after each block of queries, in queries times
+            parts; `total` is 0 for an iterable, whose length is not known.
+        mesh: devices.  The queries are spread over all axes of the mesh but one named `points`;
+            over this one, if there is one, the points.
 
     Returns:
         `Neighbors` of NumPy arrays.
@@ -88,38 +93,132 @@ def nearest_neighbors(
     array([[1, 2], [0, 2], [3, 1], [2, 1]], dtype=int32)
     >>> nearest_neighbors(line, 1, queries=np.array([[2.5]])).distances
     array([[0.5]], dtype=float32)
+    >>> nearest_neighbors(iter([line, line + 9]), 1, queries=np.array([[9.2]])).indices
+    array([[4]], dtype=int32)
     """
-    points = _checked("points", points)
-    num_points = num_others = len(points)
-    if queries is None:
-        queries, own, num_others = points, np.arange(num_points, dtype=np.int32), num_points - 1
-    else:
-        queries = _checked("queries", queries)
-        own = np.full(len(queries), -1, np.int32)
-    if queries.shape[1:] != points.shape[1:]:
-        raise ValueError(
-            f"`nearest_neighbors(queries=...)` holds points of shape {queries.shape[1:]}, but "
-            f"`points=...` of shape {points.shape[1:]}; they must agree."
-        )
     _check_size("num_neighbors", num_neighbors)
     _check_size("block_size", block_size)
-    if num_neighbors > num_others:
+    whole = None if isinstance(points, Iterator) or _is_list(points) else _array("points", points)
+    if queries is None and whole is None:
         raise ValueError(
-            f"`nearest_neighbors(num_neighbors={num_neighbors})` exceeds the {num_others} points "
-            "that can be neighbours; ask for fewer, or pass more points."
+            "`nearest_neighbors(points=...)` is an iterable; pass `queries=`, or an array."
         )
-    queries, space = _prepare(points, queries, min(block_size, num_points))
-    num_kept = min(num_others, num_neighbors + num_neighbors // 8 + 16)
-    find = _by_filter(num_neighbors, num_kept, num_kept == num_others, block_size, progress)
-    distances, indices, proved = find(space, queries, own)
-    again = np.flatnonzero(~proved)
-    if len(again):
-        find = _by_difference(num_neighbors)
-        distances[again], indices[again] = find(space, queries[again], own[again])
-    return Neighbors(distances, indices)
+    asked: Any = whole if queries is None else _array("queries", queries)
+    _check_finite("points" if queries is None else "queries", asked)
+    own = _excluded(exclude, len(asked), are_points=queries is None)
+    search = _Search(asked, own, num_neighbors, block_size, mesh)
+    if whole is None:
+        num_parts, parts = 0, (_array("points", part) for part in cast("Iterable[Any]", points))
+        search.prepare(_centre(asked), None, None)
+    else:
+        _check_shape(whole.shape[1:], asked)
+        _check_enough(num_neighbors, len(whole), own)
+        rows = max(_PART // max(whole[0].size, 1), 1)
+        num_parts = -(-len(whole) // rows)
+        parts = (whole[start : start + rows] for start in range(0, len(whole), rows))
+        search.prepare(_centre(whole), whole.dtype, min(rows, len(whole)))
+    num_points = 0
+    for number, part in enumerate(parts):
+        _check_shape(part.shape[1:], asked)
+        if queries is not None:
+            _check_finite("points", part, first=num_points)
+        search.add(part, num_points, _shifted(progress, number, num_parts, len(asked)))
+        num_points += len(part)
+    _check_enough(num_neighbors, num_points, own)
+    return Neighbors(search.distances, search.indices)
 
 
-def _checked(name: str, points: ArrayLike) -> np.ndarray:
+class _Search:
+    """The nearest of the parts so far."""
+
+    def __init__(
+        self,
+        queries: np.ndarray,
+        own: np.ndarray,
+        num_neighbors: int,
+        block_size: int,
+        mesh: Mesh | None,
+    ):
+        self.asked, self.own = queries, own
+        self.num_neighbors, self.block_size, self.mesh = num_neighbors, block_size, mesh
+        self.dtype = np.dtype(jnp.result_type(float))
+        self.distances = np.full((len(queries), num_neighbors), np.inf, self.dtype)
+        self.indices = np.zeros((len(queries), num_neighbors), np.int32)
+
+    def prepare(self, centre: np.ndarray, dtype: Any, num_rows: int | None) -> None:
+        """Bring the queries into the working precision; `num_rows` is that of the largest part."""
+        # Rounding would otherwise cost digits of the distances in proportion to the offset.  Of an
+        # iterable it is not known yet whether it is wider: the queries decide.
+        width = max(self.asked.dtype.itemsize, np.dtype(dtype or self.asked.dtype).itemsize)
+        self.offset = centre if width > self.dtype.itemsize else np.zeros_like(centre)
+        self.centre = centre - self.offset
+        self.queries = self._rounded(self.asked)
+        self.farthest = farthest_coordinate(self.queries, self.centre)
+        self.num_rows = num_rows
+
+    def add(self, part: np.ndarray, first: int, progress: Progress | None) -> None:
+        """Search one part, whose first row has the index `first`."""
+        rounded = self._rounded(part)
+        rows = min(_ROWS_PER_QUERY * self.block_size, len(part))
+        splits = 1 if self.mesh is None else self.mesh.shape.get(POINTS_AXIS, 1)
+        # All parts of an array have the blocks of the largest, so that one program serves all.
+        num_blocks = -(-max(self.num_rows or 0, len(part)) // rows)
+        num_blocks = -(-num_blocks // splits) * splits
+        space = space_of(rounded, self.centre, rows, num_blocks, self.farthest)
+        if self.mesh is None:
+            space = jax.device_put(space)
+        own = (self.own - first).clip(-1, len(part)).astype(np.int32)
+        k = self.num_neighbors
+        find: Callable[..., Any] = by_filter(k, k + k // 8 + 16, self.block_size, self.mesh)
+        distances, indices, proved = find(space, self.queries, own, progress=progress)
+        again = np.flatnonzero(~proved)
+        if len(again):
+            find = by_difference(k, self.mesh)
+            distances[again], indices[again] = find(space, self.queries[again], own[again])
+        self._keep(distances, indices + np.int32(first))
+
+    def _keep(self, distances: np.ndarray, indices: np.ndarray) -> None:
+        distances = np.concatenate([self.distances, distances], axis=1)
+        indices = np.concatenate([self.indices, indices], axis=1)
+        order = np.lexsort((indices, distances), axis=1)[:, : self.num_neighbors]
+        self.distances = np.take_along_axis(distances, order, axis=1)
+        self.indices = np.take_along_axis(indices, order, axis=1)
+
+    def _rounded(self, array: np.ndarray) -> np.ndarray:
+        """(N, D) in the working precision, a few rows at a time."""
+        flat = array.reshape(len(array), -1)
+        result = np.empty(flat.shape, self.dtype)
+        for part in _slices(flat):
+            result[part] = flat[part] - self.offset if self.offset.any() else flat[part]
+        return result
+
+
+def _slices(flat: np.ndarray) -> Iterator[slice]:
+    """Of a few megabytes each."""
+    step = max(2**20 // flat[0].size, 1)
+    return (slice(start, start + step) for start in range(0, len(flat), step))
+
+
+def _centre(array: np.ndarray) -> np.ndarray:
+    flat = array.reshape(len(array), -1)
+    total = np.zeros(flat.shape[1])
+    for part in _slices(flat):
+        total += flat[part].sum(axis=0, dtype=np.float64)
+    return total / len(flat)
+
+
+def _shifted(progress: Progress | None, number: int, num_parts: int, num: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress(number * num + done, num_parts * num)
+
+
+def _is_list(points: Any) -> bool:
+    """Whether it is a list or tuple of arrays, and not an array written as nested lists."""
+    return not hasattr(points, "shape") and any(hasattr(part, "shape") for part in points)
+
+
+def _array(name: str, points: Any) -> np.ndarray:
     points = np.asarray(points)
     if not jnp.issubdtype(points.dtype, jnp.floating):
         raise TypeError(
@@ -131,13 +230,17 @@ def _checked(name: str, points: ArrayLike) -> np.ndarray:
             f"`nearest_neighbors({name}=...)` has shape {points.shape}; pass an array (N, *shape) "
             "of at least one point."
         )
-    bad = ~np.isfinite(points).reshape(len(points), -1).all(axis=1)
+    return points
+
+
+def _check_finite(name: str, points: np.ndarray, first: int = 0) -> None:
+    flat = points.reshape(len(points), -1)
+    bad = np.concatenate([~np.isfinite(flat[part]).all(axis=1) for part in _slices(flat)])
     if bad.any():
         raise ValueError(
             f"`nearest_neighbors({name}=...)` has NaN or infinite values in {bad.sum()} of "
-            f"{len(points)} rows, row {bad.argmax()} the first; remove these rows."
+            f"{len(points)} rows, row {first + bad.argmax()} the first; remove these rows."
         )
-    return points
 
 
 def _check_size(name: str, value: int) -> None:
@@ -145,100 +248,31 @@ def _check_size(name: str, value: int) -> None:
         raise ValueError(f"`nearest_neighbors({name}={value!r})` must be an integer of at least 1.")
 
 
-class _Space(NamedTuple):
-    """The points, in blocks, the last one padded with zeros."""
-
-    blocks: Array
-    num_points: Array
-    centre: Array
-    scale: Array
-
-
-def _prepare(points: np.ndarray, queries: np.ndarray, block_size: int) -> tuple[np.ndarray, _Space]:
-    """Flat queries, and points in blocks, in the working precision."""
-    points, queries = points.reshape(len(points), -1), queries.reshape(len(queries), -1)
-    dtype = jnp.result_type(float)
-    centre = points.mean(axis=0, dtype=np.float64)
-    if max(points.dtype.itemsize, queries.dtype.itemsize) > dtype.itemsize:
-        # Rounding would otherwise cost digits of the distances in proportion to the offset.
-        points, queries, centre = points - centre, queries - centre, np.zeros_like(centre)
-    points, queries, centre = (array.astype(dtype) for array in (points, queries, centre))
-    largest = max(np.abs(array - centre).max() for array in (points, queries))
-    blocks = np.pad(points, [(0, -len(points) % block_size), (0, 0)])
-    return queries, _Space(
-        blocks=jnp.asarray(blocks.reshape(-1, block_size, points.shape[1])),
-        num_points=jnp.asarray(len(points), jnp.int32),
-        centre=jnp.asarray(centre),
-        # A power of two, which rounds nothing, brings all coordinates into [-1, 1]: no square
-        # overflows.
-        scale=jnp.asarray(2.0 ** -np.clip(np.frexp(largest)[1], -120, 120), dtype),
-    )
+def _check_shape(shape: tuple[int, ...], queries: np.ndarray) -> None:
+    if queries.shape[1:] != shape:
+        raise ValueError(
+            f"`nearest_neighbors(queries=...)` holds points of shape {queries.shape[1:]}, but "
+            f"`points=...` of shape {shape}; they must agree."
+        )
 
 
-def _distance(q: Array, p: Array) -> Array:
-    """|q - p| without overflow or underflow, so that 0 means equal; along the last axis."""
-    difference = q - p
-    _, exponent = jnp.frexp(jnp.max(jnp.abs(difference), axis=-1))
-    unit = jnp.ldexp(jnp.ones_like(difference[..., 0]), exponent - 1)
-    return unit * jnp.sqrt(jnp.sum((difference / unit[..., None]) ** 2, axis=-1))
+def _check_enough(num_neighbors: int, num_points: int, own: np.ndarray) -> None:
+    possible = num_points - bool(np.any((own >= 0) & (own < num_points)))
+    if num_neighbors > possible:
+        raise ValueError(
+            f"`nearest_neighbors(num_neighbors={num_neighbors})` exceeds the {possible} points "
+            "that can be neighbours; ask for fewer, or pass more points."
+        )
 
 
-def _least(
-    space: _Space, own: Array, measure: Callable[[Array], Array], num_kept: int
-) -> tuple[Array, Array]:
-    """The points with the least `measure(block)`, in ascending order; by index among equals."""
-    num_blocks, block_size, _ = space.blocks.shape
-
-    def merge(kept: tuple[Array, Array], block_at: tuple[Array, Array]) -> tuple[Any, None]:
-        block, start = block_at
-        index = start + jnp.arange(block_size, dtype=jnp.int32)
-        possible = (index != own) & (index < space.num_points)
-        values = jnp.concatenate([kept[0], jnp.where(possible, measure(block), jnp.inf)])
-        # `top_k` prefers the earlier among equals, and what was kept has the smaller indices.
-        negative, place = jax.lax.top_k(-values, num_kept)
-        return (-negative, jnp.concatenate([kept[1], index])[place]), None
-
-    dtype = space.blocks.dtype
-    nothing = jnp.full(num_kept, jnp.inf, dtype), jnp.zeros(num_kept, jnp.int32)
-    starts = jnp.arange(num_blocks, dtype=jnp.int32) * block_size
-    return jax.lax.scan(merge, nothing, (space.blocks, starts))[0]
-
-
-# The programs are cached, so that a sweep over data sets of one shape compiles once.
-
-
-@functools.lru_cache(maxsize=32)
-def _by_filter(
-    num_neighbors: int,
-    num_kept: int,
-    keeps_all: bool,
-    block_size: int,
-    progress: Progress | None,
-) -> Callable[..., Any]:
-    def find(space: _Space, query: Array, own: Array) -> tuple[Array, Array, Array]:
-        dim, eps = query.shape[0], jnp.finfo(query.dtype).eps
-        slack = 4 * (2 + dim**0.5) * float(eps)
-        q = (query - space.centre) * space.scale
-
-        def lower(block: Array) -> Array:
-            p = (block - space.centre) * space.scale
-            product = jnp.matmul(p, q, precision=jax.lax.Precision.HIGHEST)
-            return (1 - slack) * (jnp.sum(p**2, axis=-1) + jnp.sum(q**2)) - 2 * product
-
-        bounds, indices = _least(space, own, lower, num_kept)
-        points = space.blocks.reshape(-1, dim)
-        distances = jax.lax.map(lambda i: _distance(query, points[i]), indices, batch_size=8)
-        distances, indices = jax.lax.sort((distances, indices), num_keys=2)
-        distances, indices = distances[:num_neighbors], indices[:num_neighbors]
-        farthest = (1 + slack) * (distances[-1] * space.scale) ** 2
-        return distances, indices, keeps_all | (farthest < bounds[-1])
-
-    return over_points(find, (None, 0, 0), chunk_size=block_size, progress=progress)
-
-
-@functools.lru_cache(maxsize=32)
-def _by_difference(num_neighbors: int) -> Callable[..., Any]:
-    def find(space: _Space, query: Array, own: Array) -> tuple[Array, Array]:
-        return _least(space, own, lambda block: _distance(query, block), num_neighbors)
-
-    return over_points(find, (None, 0, 0), chunk_size=_QUERIES_BY_DIFFERENCE)
+def _excluded(exclude: ArrayLike | None, num: int, *, are_points: bool) -> np.ndarray:
+    """(M,) the row that is not to be found for each query, or -1."""
+    if exclude is None:
+        return np.arange(num) if are_points else np.full(num, -1)
+    own = np.asarray(exclude)
+    if own.shape != (num,) or not np.issubdtype(own.dtype, np.integer):
+        raise ValueError(
+            f"`nearest_neighbors(exclude=...)` has shape {own.shape} and dtype {own.dtype}; it "
+            f"takes one row number, or -1, for each of the {num} queries."
+        )
+    return own

@@ -174,18 +174,11 @@ class _Run(NamedTuple):
         """LID_* at the points of `index`; the index of their nearest other point, its distance."""
         points, num_neighbors = self.data.points, self.settings["num_neighbors"]
         with self.stages("lid_star") as report:
-            # One more than asked for, because a point finds itself; where it has so many
-            # duplicates that it does not, the last of them is left out in its place.
             found = nearest_neighbors(
-                points, num_neighbors + 1, queries=points[index], progress=report
+                points, num_neighbors, queries=points[index], exclude=index, progress=report
             )
-            own = np.asarray(found.indices) == index[:, None]
-            own[~own.any(axis=1), -1] = True
-            distances, indices = (
-                np.asarray(field)[~own].reshape(len(index), num_neighbors) for field in found
-            )
-            value, stderr = map(np.asarray, jax.vmap(mle)(distances))
-        return Estimate(value, stderr), (indices[:, 0], distances[:, 0])
+            value, stderr = map(np.asarray, jax.vmap(mle)(found.distances))
+        return Estimate(value, stderr), (found.indices[:, 0], found.distances[:, 0])
 
     def lid_theta(self, model: Model, index: np.ndarray) -> tuple[np.ndarray, measure.Chosen]:
         """The noise levels, and what the model says at the points of `index`."""
