@@ -299,7 +299,7 @@ def test_degenerate_distances(estimator):
     assert np.isnan(estimator(jnp.array([1.0, jnp.nan, 2.0, jnp.nan])).value)
 
 
-@pytest.mark.parametrize("estimator", [radii.two_nn, radii.gride])
+@pytest.mark.parametrize("estimator", [radii.two_nn, radii.two_nn_regression, radii.gride])
 def test_degenerate_ratios(estimator):
     distances = jnp.asarray(ball_radii(3, 2, num=20), jnp.float32)
     with_duplicates = jnp.concatenate([distances, jnp.zeros((10, 2)), jnp.array([[0.0, 1.0]])])

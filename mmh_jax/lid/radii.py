@@ -9,7 +9,8 @@ d-dimensional set does not change within r_k, the volumes r_j^d grow like a Pois
 
 - *Generalized ratios* (GRIDE, Denti et al. 2022, 2104.13832): the likelihood of mu = r_m / r_n over
   many points.  With n = 1, m = 2 it is TwoNN (Facco et al. 2017, 1803.06992): the d log mu are
-  exponential numbers, and the likelihood is solved in closed form.
+  exponential numbers, and the likelihood is solved in closed form; or, as in that paper, a line
+  through the origin is fitted to -log(1 - F) against log mu, whose slope is d.
 - *Moments* (Amsaleg et al. 2018): E r_j = r_k d / (d + 1) for a uniform one of the k - 1.
 - *Manifold-adaptive* (MADA; Farahmand, Szepesvari & Audibert 2007): log 2 / log(r_k / r_{k/2}).
 
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 from mmh_jax.lid.neighborhoods import check_distances
 from mmh_jax.typing import Array, ArrayLike, Estimate
 
-__all__ = ["gride", "mada", "mom", "two_nn"]
+__all__ = ["gride", "mada", "mom", "two_nn", "two_nn_regression"]
 
 
 def gride(distances: ArrayLike, *, inner: int = 1, outer: int = 2) -> Estimate:
@@ -134,6 +135,53 @@ def two_nn(distances: ArrayLike, *, discard: float = 0.0) -> Estimate:
     value = jnp.where(total == 0, jnp.inf, (kept - 1) / jnp.where(total == 0, 1, total))
     value = jnp.where(num == 0, 0, value)
     return Estimate(value, value / jnp.sqrt(jnp.maximum(kept - 2, 1)))
+
+
+def two_nn_regression(distances: ArrayLike, *, discard: float = 0.1) -> Estimate:
+    """One dimension for many points by regression, as in Facco et al. (2017).
+
+    The least squares line through the origin for y_i = -log(1 - i / N) against the i-th smallest
+    log mu, without the largest `discard` of them.  It weighs the large ratios most, and is noisier
+    than `two_nn`, by 7%; for 400 independent ratios it is too large by .4%, for 1,000 by .2%.  The
+    standard error is that of first order, for independent ratios.
+
+    Args:
+        distances: (N, k), as from `nearest_neighbors`; N at least 4, k at least 2.
+        discard: above 0, since the last y is infinite, and below 1.
+
+    Returns:
+        The estimate.  Points with a duplicate are left out; 0 if all are.
+
+    Raises:
+        TypeError: if `distances` is not of a floating dtype.
+        ValueError: if `distances` is not such a matrix, `discard` out of range, or too large.
+
+    >>> volumes = jax.random.exponential(jax.random.key(0), (2000, 2)).cumsum(axis=1)
+    >>> two_nn_regression(volumes ** (1 / 3)).value.round(1)
+    Array(3., dtype=float32)
+    """
+    distances = check_distances("two_nn_regression", distances, ndim=2, least=2)
+    num_points = distances.shape[0]
+    if not 0 < discard < 1 or num_points * (1 - discard) < 3:
+        raise ValueError(
+            f"`two_nn_regression(discard={discard})` must be above 0 and leave at least 3 of the "
+            f"{num_points} points."
+        )
+    logs, used = _log_ratio(distances[:, 0], distances[:, 1])
+    num = jnp.sum(used)
+    kept = jnp.minimum(jnp.floor(num * (1 - discard)).astype(int), num - 1)
+    place = jnp.arange(num_points)
+    inside = place < kept
+    x = jnp.where(inside, jnp.sort(jnp.where(used, logs, jnp.inf)), 0)
+    x = x + 0 * jnp.sum(logs)  # NaN among those left out is NaN, too
+    left = jnp.where(inside, num - place, 2).astype(x.dtype)  # of N - i + 1 the i-th is the least
+    y = jnp.where(inside, -jnp.log((left - 1) / jnp.maximum(num, 1)), 0)
+    square, none = jnp.sum(x**2), kept < 1
+    value = jnp.where(square == 0, jnp.inf, jnp.sum(x * y) / jnp.where(square == 0, 1, square))
+    # Steps between exponential order statistics are independent, of variance 1 / (N - l + 1)^2.
+    beyond = jnp.cumsum(y[::-1])[::-1]
+    spread = jnp.sqrt(jnp.sum(jnp.where(inside, beyond / left, 0) ** 2)) / jnp.sum(y**2)
+    return Estimate(jnp.where(none, 0, value), jnp.where(none, 0, value * spread))
 
 
 def mom(distances: ArrayLike, *, unbiased: bool = True) -> Estimate:
