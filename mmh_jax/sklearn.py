@@ -23,6 +23,8 @@ class LID(BaseEstimator):
 
     Args:
         method: one of `mmh_jax.lid.DATA_METHODS`: "mle", "two_nn", "ess", "local_pca", ...
+            Those of a set ("corr_int", "fisher_s", "danco") take it whole for `dimension_`, and at
+            each point its neighbours.
         num_neighbors: k.  With k or fewer other points all of them are taken, and a warning says
             so.
 
@@ -78,7 +80,7 @@ class LID(BaseEstimator):
         neighbors = nearest_neighbors(points, self.num_neighbors_)
         found = method.at_points(points, neighbors)
         self.dimension_pw_, self.dimension_pw_stderr_ = found
-        self.dimension_, self.dimension_stderr_ = method.overall(neighbors, found)
+        self.dimension_, self.dimension_stderr_ = method.overall(neighbors, found, points)
         return self
 
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:

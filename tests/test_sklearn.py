@@ -76,7 +76,9 @@ def test_the_mean_leaves_out_what_is_not_finite():
 
 def test_duplicates_are_atoms():
     points = np.concatenate([plane(200), np.ones((30, 4))])
-    for method in ("mle", "mom", "mada", "two_nn", "tle", "ess", "abid", "local_pca"):
+    of_a_set = "two_nn_regression", "corr_int", "takens", "fisher_s", "danco"
+    of_a_point = "mle", "mom", "mada", "two_nn", "tle", "ess", "abid", "local_pca"
+    for method in (*of_a_point, *of_a_set):
         found = LID(method=method).fit(points).dimension_pw_
         assert np.all(found[200:] == 0), method
         assert not np.isnan(found).any(), method

@@ -2,6 +2,15 @@
 
 from mmh_jax.lid.angles import abid, ess, expected_skewness, simplex_skewness
 from mmh_jax.lid.closed_form import closed_form_curve
+from mmh_jax.lid.concentration import DancoStatistics, danco_statistics
+from mmh_jax.lid.correlation import correlation_dimension, takens
+from mmh_jax.lid.danco import (
+    Danco,
+    DancoCalibration,
+    danco,
+    danco_calibration,
+    nearest_ball,
+)
 from mmh_jax.lid.decoder_rank import Inverse, decoder_spectrum, invert, rank_at_noise
 from mmh_jax.lid.denoising_loss import denoising_loss
 from mmh_jax.lid.duplicates import Duplicates, find_duplicates
@@ -30,9 +39,11 @@ from mmh_jax.lid.neighborhoods import over_neighborhoods
 from mmh_jax.lid.neighbors import Neighbors, nearest_neighbors
 from mmh_jax.lid.normal_bundle import normal_bundle_spectrum
 from mmh_jax.lid.over_k import neighbor_curve
+from mmh_jax.lid.pairs import correlation_integral, pair_distances
 from mmh_jax.lid.plateau import AtPlateau, Plateau, at_plateau, knee, plateaus
-from mmh_jax.lid.radii import gride, mada, mom, two_nn
+from mmh_jax.lid.radii import gride, mada, mom, two_nn, two_nn_regression
 from mmh_jax.lid.scale import choose_scale, relative_slope
+from mmh_jax.lid.separability import FisherS, fisher_s, inseparable_dimension
 from mmh_jax.lid.spectrum import (
     Spectrum,
     TangentSpace,
@@ -46,8 +57,12 @@ __all__ = [
     "DATA_METHODS",
     "AtPlateau",
     "Curve",
+    "Danco",
+    "DancoCalibration",
+    "DancoStatistics",
     "DataMethod",
     "Duplicates",
+    "FisherS",
     "Flipd",
     "Inverse",
     "Neighbors",
@@ -59,6 +74,11 @@ __all__ = [
     "broken_stick",
     "choose_scale",
     "closed_form_curve",
+    "correlation_dimension",
+    "correlation_integral",
+    "danco",
+    "danco_calibration",
+    "danco_statistics",
     "decoder_spectrum",
     "denoising_loss",
     "ess",
@@ -66,10 +86,12 @@ __all__ = [
     "explained_variance",
     "fan",
     "find_duplicates",
+    "fisher_s",
     "flipd",
     "flipd_curve",
     "fukunaga_olsen",
     "gride",
+    "inseparable_dimension",
     "invert",
     "jacobian_spectrum",
     "kaiser",
@@ -83,10 +105,12 @@ __all__ = [
     "mle",
     "mle_mean",
     "mom",
+    "nearest_ball",
     "nearest_neighbors",
     "neighbor_curve",
     "normal_bundle_spectrum",
     "over_neighborhoods",
+    "pair_distances",
     "participation_ratio",
     "plateaus",
     "rank_at_noise",
@@ -100,7 +124,9 @@ __all__ = [
     "soft_rank",
     "soft_rank_lanczos",
     "spectral_curve",
+    "takens",
     "tangent_space",
     "tle",
     "two_nn",
+    "two_nn_regression",
 ]

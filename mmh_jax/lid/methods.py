@@ -11,10 +11,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mmh_jax.lid.angles import abid, ess
+from mmh_jax.lid.concentration import danco_statistics
+from mmh_jax.lid.correlation import correlation_dimension, takens
+from mmh_jax.lid.danco import danco, danco_calibration, nearest_ball
 from mmh_jax.lid.jacobian_rank import participation_ratio
 from mmh_jax.lid.local_pca import (
     broken_stick,
@@ -29,7 +33,9 @@ from mmh_jax.lid.local_pca import (
 from mmh_jax.lid.mle import mle, mle_mean
 from mmh_jax.lid.neighborhoods import over_neighborhoods
 from mmh_jax.lid.neighbors import Neighbors
-from mmh_jax.lid.radii import gride, mada, mom, two_nn
+from mmh_jax.lid.pairs import pair_distances
+from mmh_jax.lid.radii import gride, mada, mom, two_nn, two_nn_regression
+from mmh_jax.lid.separability import fisher_s
 from mmh_jax.lid.tle import tle
 from mmh_jax.mapping import over_points
 from mmh_jax.typing import Array, ArrayLike, Estimate
@@ -47,23 +53,37 @@ class DataMethod:
             error is NaN where there is no theory of it.
         pooled: the estimate of one dimension for all points from their distances (N, k), where that
             is more than a mean.
+        whole: `whole(points, neighbors)`, the same where it reads the points: an estimator of a
+            set, for which `at_points` takes each neighbourhood as one.
     """
 
     least: int
     at_points: Callable[[ArrayLike, Neighbors], Estimate]
     pooled: Callable[[Array], Estimate] | None = None
+    whole: Callable[[ArrayLike, Neighbors], Estimate] | None = None
 
-    def overall(self, neighbors: Neighbors, found: Estimate) -> Estimate:
+    def overall(
+        self, neighbors: Neighbors, found: Estimate, points: ArrayLike | None = None
+    ) -> Estimate:
         """One dimension for all points.
 
         Args:
             neighbors: of the points.
             found: what `at_points` found.
+            points: for a method that has `whole`.
 
         Returns:
-            The pooled estimate, or else the mean over the points where the value is finite, its
-            standard error as if one of k neighbourhoods were independent; NaN if none is finite.
+            The pooled estimate or that of the whole, or else the mean over the points where the
+            value is finite, its standard error as if one of k neighbourhoods were independent; NaN
+            if none is finite.
+
+        Raises:
+            ValueError: if the method has `whole` and there are no points.
         """
+        if self.whole is not None:
+            if points is None:
+                raise ValueError("`overall(points=None)`: this method reads the points; pass them.")
+            return Estimate(*map(float, self.whole(points, neighbors)))
         if self.pooled is not None:
             return Estimate(*map(float, self.pooled(jnp.asarray(neighbors.distances))))
         value = found.value[np.isfinite(found.value)]
@@ -103,11 +123,69 @@ def _minka(offsets: Array) -> Array:
     return minka(local_spectrum(offsets), num_samples=num_samples, ambient_dim=ambient_dim)
 
 
+# The estimators of a set, at a point, take its k neighbours as one.
+
+
+def _pair_ranks(k: int, *, of_all: bool) -> tuple[int, int]:
+    """The two ranks, whose distances are the radii; in a neighbourhood, far from its edge."""
+    inner, outer = (k // 4, k // 2) if of_all else (k // 10, k // 4)
+    return max(inner, 1), max(outer, inner + 1, 2)
+
+
+def _corr_int(offsets: Array) -> Estimate:
+    inner, outer = _pair_ranks(len(offsets), of_all=False)
+    return correlation_dimension(pair_distances(offsets), inner=inner, outer=outer)
+
+
+def _corr_int_of_all(points: ArrayLike, neighbors: Neighbors) -> Estimate:
+    inner, outer = _pair_ranks(neighbors.indices.shape[1], of_all=True)
+    distances = jnp.asarray(neighbors.distances)
+    return correlation_dimension(distances, inner=inner, outer=outer, points=points)
+
+
+def _takens(offsets: Array) -> Estimate:
+    distances = pair_distances(offsets)
+    _, outer = _pair_ranks(len(offsets), of_all=False)
+    return takens(distances, radius=jnp.median(distances[:, outer - 1]))
+
+
+def _fisher_s_of_all(points: ArrayLike, neighbors: Neighbors) -> Estimate:
+    return Estimate(fisher_s(points).value, float("nan"))
+
+
+@functools.lru_cache(maxsize=32)
+def _ball_statistics(num_points: int, num_neighbors: int, upto: int, repeats: int) -> Any:
+    return danco_calibration(
+        num_points, num_neighbors, upto=upto, repeats=repeats, key=jax.random.key(0)
+    )
+
+
+def _danco(points: ArrayLike, neighbors: Neighbors) -> Estimate:
+    """Against the mean of 64 balls of k points; k points cannot span k dimensions."""
+    k, ambient_dim = neighbors.indices.shape[1], np.asarray(points)[0].size
+    calibration = _ball_statistics(k, min(10, k - 2), min(ambient_dim, k), 64)
+    mapped = _of_offsets(lambda offsets: danco(offsets, calibration).value)
+    return mapped(points, neighbors)
+
+
+def _danco_of_all(points: ArrayLike, neighbors: Neighbors) -> Estimate:
+    """Against balls of up to as many dimensions as are needed."""
+    k, ambient_dim = min(10, neighbors.indices.shape[1] - 1), np.asarray(points)[0].size
+    found = danco_statistics(points, k)
+    norm = float(found.norm) if np.isfinite(found.norm) else ambient_dim
+    upto, value = 0, jnp.zeros(())
+    while value >= upto and upto < ambient_dim:
+        upto = min(max(int(2 * norm) + 5, 2 * upto), ambient_dim)
+        value = nearest_ball(found, _ball_statistics(len(np.asarray(points)), k, upto, 1)).value
+    return Estimate(value, float("nan"))
+
+
 DATA_METHODS = {
     "mle": DataMethod(4, _of_distances(mle), mle_mean),
     "mom": DataMethod(3, _of_distances(mom)),
     "mada": DataMethod(2, _of_distances(mada)),
     "two_nn": DataMethod(4, _of_ratios(two_nn), two_nn),
+    "two_nn_regression": DataMethod(4, _of_ratios(two_nn_regression), two_nn_regression),
     "gride": DataMethod(
         4,
         _of_ratios(functools.partial(gride, inner=2, outer=4)),
@@ -124,4 +202,10 @@ DATA_METHODS = {
     "local_pca_fan": DataMethod(3, _of_spectra(fan)),
     "local_pca_minka": DataMethod(3, _of_offsets(_minka)),
     "participation_ratio": DataMethod(3, _of_spectra(participation_ratio)),
+    "corr_int": DataMethod(4, _of_offsets(_corr_int), whole=_corr_int_of_all),
+    "takens": DataMethod(4, _of_offsets(_takens), takens),
+    "fisher_s": DataMethod(
+        4, _of_offsets(lambda offsets: fisher_s(offsets).value), whole=_fisher_s_of_all
+    ),
+    "danco": DataMethod(5, _danco, whole=_danco_of_all),
 }
