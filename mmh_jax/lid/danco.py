@@ -60,10 +60,10 @@ def danco(points: ArrayLike, calibration: DancoCalibration) -> Danco:
     """The dimension of a data set, or of one neighbourhood, by DANCo.
 
     Nearly unbiased where the set looks like a ball at the scale of the neighbours, since the
-    calibration has the same bias; normal points are not a ball: in 5 dimensions they have 5 or 6.  A
-    value that is the last of the calibration says that it does not go far enough.  The calibration
-    is a sample: near the tie of two dimensions another key may decide otherwise, and in the
-    fractional value it is noise.
+    calibration has the same bias; normal points do not: in 5 dimensions they have 5 or 6.  A value
+    that is the last of the calibration says that it does not go far enough.  The calibration is a
+    sample: near the tie of two dimensions another key may decide otherwise, and in the fractional
+    value it is noise.
 
     Duplicates of a point are not among its directions, and it is not among the norms.
 
