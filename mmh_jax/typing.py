@@ -65,7 +65,7 @@ class Estimate(NamedTuple):
     stderr: Any
 
 
-def _is_traced(value: Any) -> bool:
+def is_traced(value: Any) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
@@ -131,7 +131,7 @@ def check_level(caller: str, sigma: ArrayLike, dtype: Any) -> Array:
     Raises:
         ValueError: if a concrete level is not a finite positive number.
     """
-    if not _is_traced(sigma):  # looked at before JAX does: inside `jit` it would become a tracer
+    if not is_traced(sigma):  # looked at before JAX does: inside `jit` it would become a tracer
         values = np.asarray(sigma).astype(dtype)
         if not (np.all(np.isfinite(values)) and np.all(values > 0)):
             raise ValueError(

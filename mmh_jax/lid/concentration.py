@@ -20,7 +20,7 @@ import numpy as np
 from mmh_jax.lid.neighborhoods import check_offsets, over_neighborhoods
 from mmh_jax.lid.neighbors import nearest_neighbors
 from mmh_jax.lid.pairs import pair_distances
-from mmh_jax.typing import Array, ArrayLike, _is_traced
+from mmh_jax.typing import Array, ArrayLike, is_traced
 
 __all__ = ["DENSE", "DancoStatistics", "check_sizes", "danco_statistics"]
 
@@ -57,12 +57,12 @@ def danco_statistics(points: ArrayLike, num_neighbors: int = 10) -> DancoStatist
     """
     flat = check_offsets("danco_statistics", points, least=4)
     check_sizes("danco_statistics", len(flat), num_neighbors)
-    if _is_traced(flat) and len(flat) > DENSE:
+    if is_traced(flat) and len(flat) > DENSE:
         raise ValueError(
             f"`danco_statistics(points=...)` has {len(flat)} points inside `jit`, where all "
             f"distances are in memory; at most {DENSE} can be. Call it from outside."
         )
-    if not _is_traced(flat):
+    if not is_traced(flat):
         found = nearest_neighbors(np.asarray(points), num_neighbors + 1)
         distances, indices = jnp.asarray(found.distances), found.indices[:, :-1]
         nu, tau, used = _angles_at(points, indices)

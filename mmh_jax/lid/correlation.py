@@ -28,7 +28,7 @@ import numpy as np
 
 from mmh_jax.lid.neighborhoods import check_distances
 from mmh_jax.lid.pairs import count_pairs
-from mmh_jax.typing import Array, ArrayLike, Estimate, _is_traced
+from mmh_jax.typing import Array, ArrayLike, Estimate, is_traced
 
 __all__ = ["correlation_dimension", "takens"]
 
@@ -78,7 +78,7 @@ def correlation_dimension(
     radii = jnp.median(distances[:, jnp.array([inner - 1, outer - 1])], axis=0)
     counts = jnp.sum(distances[:, :, None] < radii, axis=1)
     complete = _complete(distances, radii[1])
-    if not _is_traced(distances) and not bool(jnp.all(complete)) and jnp.all(jnp.isfinite(radii)):
+    if not is_traced(distances) and not bool(jnp.all(complete)) and jnp.all(jnp.isfinite(radii)):
         if points is None:
             raise ValueError(
                 f"`correlation_dimension(distances=...)`: at {int(jnp.sum(~complete))} points all "
@@ -121,7 +121,7 @@ def takens(distances: ArrayLike, *, radius: ArrayLike | None = None) -> Estimate
         radius = jnp.min(jnp.where(last == 0, jnp.inf, last))
     radius = jnp.asarray(radius, distances.dtype)
     known = jnp.all(_complete(distances, radius) | (last == 0))
-    if not _is_traced((distances, radius)) and not bool(known) and jnp.isfinite(radius):
+    if not is_traced((distances, radius)) and not bool(known) and jnp.isfinite(radius):
         largest = float(jnp.min(jnp.where(last == 0, jnp.inf, last)))
         raise ValueError(
             f"`takens(radius={float(radius):.3g})`: not all pairs below it are among the "

@@ -25,7 +25,7 @@ best of these are found after an all-gather; an answer is proved if it is on eac
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -36,11 +36,22 @@ from jax.sharding import Mesh, PartitionSpec
 from mmh_jax.mapping import over_points
 from mmh_jax.typing import Array
 
-__all__ = ["POINTS_AXIS", "Space", "by_difference", "by_filter", "space_of"]
+__all__ = [
+    "POINTS_AXIS",
+    "QUERIES_BY_DIFFERENCE",
+    "Space",
+    "by_difference",
+    "by_filter",
+    "centre_of",
+    "distance",
+    "farthest_coordinate",
+    "slices_of",
+    "space_of",
+]
 
 POINTS_AXIS = "points"
 # By difference, a block of queries times a block of points times D numbers may be in memory.
-_QUERIES_BY_DIFFERENCE = 16
+QUERIES_BY_DIFFERENCE = 16
 
 
 class Space(NamedTuple):
@@ -85,7 +96,22 @@ def farthest_coordinate(points: np.ndarray, centre: np.ndarray) -> float:
     return float(max(high.max(), low.max()))
 
 
-def _distance(q: Array, p: Array) -> Array:
+def slices_of(flat: np.ndarray) -> Iterator[slice]:
+    """Of the rows, a few megabytes each."""
+    step = max(2**20 // flat[0].size, 1)
+    return (slice(start, start + step) for start in range(0, len(flat), step))
+
+
+def centre_of(array: np.ndarray) -> np.ndarray:
+    """The mean of the points, (D,) float64, read a few rows at a time."""
+    flat = array.reshape(len(array), -1)
+    total = np.zeros(flat.shape[1])
+    for part in slices_of(flat):
+        total += flat[part].sum(axis=0, dtype=np.float64)
+    return total / len(flat)
+
+
+def distance(q: Array, p: Array) -> Array:
     """|q - p| without overflow or underflow, so that 0 means equal; along the last axis."""
     difference = q - p
     _, exponent = jnp.frexp(jnp.max(jnp.abs(difference), axis=-1))
@@ -175,7 +201,7 @@ def by_filter(
         bounds, indices = _least(space, own, first, lower, num_kept)
         points = space.blocks.reshape(-1, dim)
         distances = jax.lax.map(
-            lambda i: _distance(query, points[jnp.maximum(i - first, 0)]), indices, batch_size=8
+            lambda i: distance(query, points[jnp.maximum(i - first, 0)]), indices, batch_size=8
         )
         distances = jnp.where(jnp.isinf(bounds), jnp.inf, distances)
         distances, indices = _best_of_all(distances, indices, num_neighbors, is_split)
@@ -197,8 +223,8 @@ def by_difference(num_neighbors: int, mesh: Mesh | None) -> Callable[..., Any]:
     def find(space: Space, query: Array, own: Array) -> tuple[Array, Array]:
         first = _first_row(space, is_split)
         distances, indices = _least(
-            space, own, first, lambda block: _distance(query, block), num_neighbors
+            space, own, first, lambda block: distance(query, block), num_neighbors
         )
         return _best_of_all(distances, indices, num_neighbors, is_split)
 
-    return _mapped(find, _QUERIES_BY_DIFFERENCE, mesh)
+    return _mapped(find, QUERIES_BY_DIFFERENCE, mesh)

@@ -20,7 +20,9 @@ from mmh_jax.lid.neighbor_search import (
     POINTS_AXIS,
     by_difference,
     by_filter,
+    centre_of,
     farthest_coordinate,
+    slices_of,
     space_of,
 )
 from mmh_jax.mapping import Progress
@@ -109,14 +111,14 @@ def nearest_neighbors(
     search = _Search(asked, own, num_neighbors, block_size, mesh)
     if whole is None:
         num_parts, parts = 0, (_array("points", part) for part in cast("Iterable[Any]", points))
-        search.prepare(_centre(asked), None, None)
+        search.prepare(centre_of(asked), None, None)
     else:
         _check_shape(whole.shape[1:], asked)
         _check_enough(num_neighbors, len(whole), own)
         rows = max(_PART // max(whole[0].size, 1), 1)
         num_parts = -(-len(whole) // rows)
         parts = (whole[start : start + rows] for start in range(0, len(whole), rows))
-        search.prepare(_centre(whole), whole.dtype, min(rows, len(whole)))
+        search.prepare(centre_of(whole), whole.dtype, min(rows, len(whole)))
     num_points = 0
     for number, part in enumerate(parts):
         _check_shape(part.shape[1:], asked)
@@ -188,23 +190,9 @@ class _Search:
         """(N, D) in the working precision, a few rows at a time."""
         flat = array.reshape(len(array), -1)
         result = np.empty(flat.shape, self.dtype)
-        for part in _slices(flat):
+        for part in slices_of(flat):
             result[part] = flat[part] - self.offset if self.offset.any() else flat[part]
         return result
-
-
-def _slices(flat: np.ndarray) -> Iterator[slice]:
-    """Of a few megabytes each."""
-    step = max(2**20 // flat[0].size, 1)
-    return (slice(start, start + step) for start in range(0, len(flat), step))
-
-
-def _centre(array: np.ndarray) -> np.ndarray:
-    flat = array.reshape(len(array), -1)
-    total = np.zeros(flat.shape[1])
-    for part in _slices(flat):
-        total += flat[part].sum(axis=0, dtype=np.float64)
-    return total / len(flat)
 
 
 def _shifted(progress: Progress | None, number: int, num_parts: int, num: int) -> Progress | None:
@@ -235,7 +223,7 @@ def _array(name: str, points: Any) -> np.ndarray:
 
 def _check_finite(name: str, points: np.ndarray, first: int = 0) -> None:
     flat = points.reshape(len(points), -1)
-    bad = np.concatenate([~np.isfinite(flat[part]).all(axis=1) for part in _slices(flat)])
+    bad = np.concatenate([~np.isfinite(flat[part]).all(axis=1) for part in slices_of(flat)])
     if bad.any():
         raise ValueError(
             f"`nearest_neighbors({name}=...)` has NaN or infinite values in {bad.sum()} of "

@@ -76,6 +76,6 @@ def neighbor_curve(
     for k in levels:
         near = Neighbors(distances[:, :k], indices[:, :k])
         at_points = chosen.at_points(points, near)
-        found.append(chosen.overall(near, at_points) if pooled else at_points)
+        found.append(chosen.overall(near, at_points, points) if pooled else at_points)
     value, stderr = (np.stack([np.asarray(e[i], float) for e in found], axis=-1) for i in (0, 1))
     return Curve(levels.astype(float), value, stderr, np.zeros_like(value))

@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmh_jax.lid.neighbors import _QUERIES_BY_DIFFERENCE, _distance, _prepare, _Space
+from mmh_jax.lid.neighbor_search import (
+    QUERIES_BY_DIFFERENCE,
+    Space,
+    centre_of,
+    distance,
+    space_of,
+)
 from mmh_jax.mapping import over_points
 from mmh_jax.typing import Array, ArrayLike
 
@@ -82,11 +88,16 @@ def count_pairs(points: ArrayLike, rows: np.ndarray, radii: Array) -> Any:
         (M, R).
     """
     array = np.asarray(points)
-    queries, space = _prepare(array, array, min(_BLOCK, len(array)))
-    return _count_at(space, radii, queries[rows], rows.astype(np.int32))
+    flat, dtype = array.reshape(len(array), -1), np.dtype(jnp.result_type(float))
+    if flat.dtype.itemsize > dtype.itemsize:
+        flat = flat - centre_of(flat)
+    flat = flat.astype(dtype)
+    size = min(_BLOCK, len(flat))
+    space = space_of(flat, np.zeros(flat.shape[1]), size, -(-len(flat) // size), 0.0)
+    return _count_at(jax.device_put(space), radii, flat[rows], rows.astype(np.int32))
 
 
-def _at_row(space: _Space, radii: Array, query: Array, own: Array) -> Array:
+def _at_row(space: Space, radii: Array, query: Array, own: Array) -> Array:
     block_size = space.blocks.shape[1]
 
     def add(total: Array, block_at: tuple[Array, Array]) -> tuple[Array, None]:
@@ -94,7 +105,7 @@ def _at_row(space: _Space, radii: Array, query: Array, own: Array) -> Array:
         index = start + jnp.arange(block_size, dtype=jnp.int32)
         possible = (index != own) & (index < space.num_points)
         # As in `nearest_neighbors`, to the last bit: the radii are themselves distances.
-        near = possible[:, None] & (_distance(query, block)[:, None] < radii)
+        near = possible[:, None] & (distance(query, block)[:, None] < radii)
         return total + jnp.sum(near, axis=0, dtype=jnp.int32), None
 
     starts = jnp.arange(len(space.blocks), dtype=jnp.int32) * block_size
@@ -102,4 +113,4 @@ def _at_row(space: _Space, radii: Array, query: Array, own: Array) -> Array:
     return jax.lax.scan(add, nothing, (space.blocks, starts))[0]
 
 
-_count_at = over_points(_at_row, (None, None, 0, 0), chunk_size=_QUERIES_BY_DIFFERENCE)
+_count_at = over_points(_at_row, (None, None, 0, 0), chunk_size=QUERIES_BY_DIFFERENCE)

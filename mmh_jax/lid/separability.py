@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmh_jax.lid.neighborhoods import check_offsets
-from mmh_jax.typing import Array, ArrayLike, _is_traced
+from mmh_jax.typing import Array, ArrayLike, is_traced
 
 __all__ = ["ALPHAS", "FisherS", "fisher_s", "inseparable_dimension"]
 
@@ -102,7 +102,7 @@ def fisher_s(
     if isinstance(points, np.ndarray) and points.dtype == np.float64 and np.isfinite(points).all():
         points = points - points.mean(axis=0)  # before it is rounded
     points = check_offsets("fisher_s", points, least=3)
-    if not _is_traced(points) and not jnp.all(jnp.isfinite(points)):
+    if not is_traced(points) and not jnp.all(jnp.isfinite(points)):
         bad = int(jnp.argmin(jnp.all(jnp.isfinite(points), axis=1)))
         raise ValueError(
             f"`fisher_s(points=...)` has NaN or infinite values, row {bad} the first; remove them."
