@@ -21,11 +21,13 @@ dimension `lid(x)`.  As D is exact, F is also tr(dD/dx) + |x - D|^2 / sigma^2: t
 
 All are pytrees: parameters can be differentiated, batched with `jax.vmap`, and passed to `jax.jit`.
 Results have the dtype of their inputs; contractions ask for full precision on every backend.
+`denoiser_of` makes the distribution of a named set of `data.registry`, if it is one of these.
 """
 
 from mmh_jax.analytic.base import Distribution
 from mmh_jax.analytic.empirical import Empirical
 from mmh_jax.analytic.gaussian import LinearGaussian
+from mmh_jax.analytic.known import denoiser_of
 from mmh_jax.analytic.mixture import Mixture
 from mmh_jax.analytic.sphere import Sphere, von_mises, von_mises_with_atom
 
@@ -35,6 +37,7 @@ __all__ = [
     "LinearGaussian",
     "Mixture",
     "Sphere",
+    "denoiser_of",
     "von_mises",
     "von_mises_with_atom",
 ]

@@ -1,20 +1,32 @@
 """Data: sets of known dimension and data sets from files.
 
 Flat mixtures and the von Mises toy are in `manifolds`, shapes of the plane and of space in
-`curved`, manifolds of any dimension in `embedded`, flat pieces under `diffeomorphisms` in `warped`.
-Files are read by `sources`.
+`curved`, manifolds of any dimension in `embedded`, flat pieces under `diffeomorphisms` in `warped`,
+the manifolds on which estimators are compared (M1 to M13, Mbeta, Mn, Mp) in `benchmark`.
+`registry` names them all.  Files are read by `sources`.
 """
 
-from mmh_jax.data import curved, diffeomorphisms, embedded, manifolds, sources, warped
+from mmh_jax.data import (
+    benchmark,
+    curved,
+    diffeomorphisms,
+    embedded,
+    manifolds,
+    registry,
+    sources,
+    warped,
+)
 from mmh_jax.data.sources import Source, load
 
 __all__ = [
     "Source",
+    "benchmark",
     "curved",
     "diffeomorphisms",
     "embedded",
     "load",
     "manifolds",
+    "registry",
     "sources",
     "warped",
 ]
