@@ -1,167 +1,79 @@
-"""The sets of `lid_accuracy`: how to draw them, the recipe, the exact denoiser if there is one."""
+"""What `lid_accuracy` asks of the sets of `data.registry`: the recipe and what must be reached."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from mmh_jax import analytic, train
-from mmh_jax.data import curved, embedded, manifolds, warped
+from mmh_jax.data import manifolds, registry
 
-FRAME_KEY, TRAIN_KEY, TEST_KEY = (jax.random.key(i) for i in range(3))
-LAWS = {"uniform": manifolds.uniform, "Gaussian": manifolds.gaussian, "Laplace": manifolds.laplace}
+TRAIN_KEY, TEST_KEY = (jax.random.key(s) for s in (registry.TRAIN_SEED, registry.TEST_SEED))
+# The others are run by name.
+JUDGED_BY_DEFAULT = ("affine", "curved", "warped", "sphere", "embedded")
+# What a trained model must reach at the plateau: by projected and expected FLIPD, and by the count
+# of eigenvalues.
+TARGETS = {
+    "Laplace 5 in 10": (0.15, 0.02),
+    "Gaussian 90 in 100": (0.5, 0.02),
+    "uniform 10+30+90 in 100": (0.4, 0.02),
+    "string in doughnut": (0.1, float("inf")),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A set of known dimension.
+    """A set of known dimension, and how a model of it is trained and judged.
 
     Attributes:
-        name: as in the literature.
-        ambient_dim: D.
-        draw: `draw(num, key)`, labelled points.
-        recipe: a key of `RECIPES`.
-        exact: makes the exact denoiser in the units of the points, or None.
-        largest_mae: what a trained model must reach at the plateau: by projected and expected
-            FLIPD, and by the count of eigenvalues.
+        known: the set.
+        recipe: a key of `recipes()`.
+        largest_mae: as in `TARGETS`, or None.
     """
 
-    name: str
-    ambient_dim: int
-    draw: Callable[[int, Any], manifolds.Labelled]
+    known: registry.KnownSet
     recipe: str
-    exact: Callable[[], Any] | None = None
     largest_mae: tuple[float, float] | None = None
 
+    @property
+    def name(self) -> str:
+        """As in the literature."""
+        return self.known.name
 
-def _affine(
-    law: str, dims: tuple[int, ...], ambient_dim: int, largest_mae: tuple[float, float] | None
-) -> Case:
-    mixture = manifolds.affine_mixture(
-        dims, ambient_dim, key=FRAME_KEY, latent=LAWS[law]
-    ).standardized()
+    @property
+    def ambient_dim(self) -> int:
+        """D."""
+        return self.known.ambient_dim
 
-    def exact() -> Any:
-        pieces = []
-        for mode, matrix in zip(mixture.modes, mixture.maps, strict=True):
-            basis, scales, _ = jnp.linalg.svd(matrix, full_matrices=False)
-            pieces.append(analytic.LinearGaussian(mode, basis, scales))
-        return analytic.Mixture(tuple(pieces), jnp.full(len(pieces), 1 / len(pieces)))
+    @property
+    def by_default(self) -> bool:
+        """Whether it is run unless sets are named."""
+        return self.known.family in JUDGED_BY_DEFAULT
 
-    name = f"{law} {'+'.join(map(str, dims))} in {ambient_dim}"
-    recipe = "low" if ambient_dim <= 10 else "middle" if ambient_dim <= 100 else "high"
-    if largest_mae is not None and recipe == "middle":
+    def draw(self, num: int, key: Any) -> manifolds.Labelled:
+        """`num` labelled points."""
+        return self.known.sample(num, key=key)
+
+    def exact(self) -> analytic.Distribution | None:
+        """The exact denoiser in the units of the points, or None."""
+        return analytic.denoiser_of(self.known)
+
+
+def _case(known: registry.KnownSet) -> Case:
+    largest_mae = TARGETS.get(known.name)
+    recipe = "low" if known.ambient_dim <= 10 else "middle"
+    if known.family == "affine" and known.ambient_dim > 100:
+        recipe = "high"
+    if recipe == "middle" and largest_mae is not None:
         recipe = "judged"
-    return Case(
-        name,
-        ambient_dim,
-        lambda num, key: mixture.sample(num, key=key),
-        recipe,
-        exact if law == "Gaussian" else None,
-        largest_mae,
-    )
-
-
-AFFINE = [
-    ((5,), 10),
-    ((2, 4, 8), 10),
-    ((10,), 100),
-    ((30,), 100),
-    ((80,), 100),
-    ((90,), 100),
-    ((10, 25, 50), 100),
-    ((10, 30, 90), 100),
-    ((200,), 800),
-    ((400,), 800),
-    ((10, 80, 200), 800),
-    ((100,), 1000),
-    ((500,), 1000),
-    ((900,), 1000),
-]
-TARGETS = {
-    ("Laplace", (5,)): (0.15, 0.02),
-    ("Gaussian", (90,)): (0.5, 0.02),
-    ("uniform", (10, 30, 90)): (0.4, 0.02),
-}
-
-
-def _shape(
-    name: str,
-    draw: Callable[..., manifolds.Labelled],
-    ambient_dim: int,
-    scale: float = 1.0,
-    exact: Callable[[], Any] | None = None,
-    largest_mae: tuple[float, float] | None = None,
-) -> Case:
-    """A set in units of `scale`; in large dimension with the recipe for it."""
-
-    def scaled(num: int, key: Any) -> manifolds.Labelled:
-        return curved.rescale(draw(num, key=key), shift=0.0, scale=scale)
-
-    recipe = "low" if ambient_dim <= 10 else "middle"
-    return Case(name, ambient_dim, scaled, recipe, exact, largest_mae)
-
-
-def _embedded(name: str, draw: Callable[..., Any], dim: int, ambient_dim: int, size: int) -> Case:
-    # One frame for training and test: `size` natural coordinates, mixed.
-    frame = jax.random.orthogonal(FRAME_KEY, ambient_dim, m=size)
-    return _shape(
-        f"{name} {dim} in {ambient_dim}",
-        lambda num, key: draw(num, dim, ambient_dim, key=key, frame=frame),
-        ambient_dim,
-    )
-
-
-def _warped(mixture: Any, name: str, ambient_dim: int) -> Case:
-    return _shape(name, mixture.sample, ambient_dim)
+    return Case(known, recipe, largest_mae)
 
 
 def cases() -> dict[str, Case]:
     """Every set, by name."""
-    found = [
-        _affine(law, dims, ambient_dim, TARGETS.get((law, dims)))
-        for dims, ambient_dim in AFFINE
-        for law in LAWS
-    ]
-    found += [
-        _shape(
-            "string in doughnut",
-            curved.string_in_doughnut,
-            3,
-            scale=5.0,
-            largest_mae=(0.1, float("inf")),
-        ),
-        _shape("lollipop", curved.lollipop, 2),
-        _shape("swiss roll", curved.swiss_roll, 3, scale=5.0),
-        _shape("torus and circle", curved.torus_and_circle, 3),
-        _warped(warped.squiggly((2, 4, 8), 10, key=FRAME_KEY), "squiggly 2+4+8 in 10", 10),
-        _warped(warped.spline_flow((2, 4, 8), 10, key=FRAME_KEY), "spline flow 2+4+8 in 10", 10),
-        _warped(
-            warped.spline_flow((10, 30, 90), 100, key=FRAME_KEY), "spline flow 10+30+90 in 100", 100
-        ),
-        _shape(
-            "sphere 10 in 11",
-            lambda num, key: manifolds.Labelled(
-                analytic.Sphere(10, 1.0).sample(num, key=key),
-                jnp.full(num, 10),
-                jnp.zeros(num, int),
-            ),
-            11,
-            exact=lambda: analytic.Sphere(10, 1.0),
-        ),
-    ]
-    found += [
-        _embedded("hypersphere", embedded.hypersphere, 16, 64, 17),
-        _embedded("hyperball", embedded.hyperball, 16, 64, 16),
-        _embedded("twin peaks", embedded.twin_peaks, 128, 256, 129),
-        _embedded("Clifford torus", embedded.clifford_torus, 32, 128, 64),
-        _embedded("nonlinear", embedded.nonlinear, 32, 128, 128),
-    ]
-    return {case.name: case for case in found}
+    return {name: _case(known) for name, known in registry.sets().items()}
 
 
 Training = Literal["plain", "symmetric", "conservative"]
