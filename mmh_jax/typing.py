@@ -38,6 +38,7 @@ __all__ = [
     "check_key",
     "check_level",
     "check_point",
+    "is_traced",
 ]
 
 
@@ -66,6 +67,7 @@ class Estimate(NamedTuple):
 
 
 def is_traced(value: Any) -> bool:
+    """Whether any leaf has no value yet: inside `jit`, `vmap` or a derivative."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
