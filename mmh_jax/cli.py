@@ -27,13 +27,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["Audit", "Lid", "Train", "main"]
+__all__ = ["Audit", "Lid", "LidData", "Train", "main"]
 
 Source = Annotated[str, tyro.conf.Positional]
 PresetName = Annotated[str, tyro.conf.arg(metavar="{smoke,cpu,accelerator}")]
 Method = Literal["expected", "tangential", "flipd", "projected", "thresholded", "rank"]
 
 _STAGES = {
+    "duplicates": "duplicates",
+    "neighbors": "nearest neighbours",
     "model": "training",
     "lid_star": "LID_* of the data",
     "sigma": "choosing sigma",
@@ -140,6 +142,61 @@ class Lid:
 
 
 @dataclasses.dataclass(frozen=True)
+class LidData:
+    """Measure the local intrinsic dimension of a data set from nearest neighbours; no model.
+
+    Writes one row for each point: its index, label if there is one, dimension and standard error by
+    each method, its nearest neighbour and the distance to it, and how many copies of it there are.
+    Interrupted or killed, it continues when the same command is run again.
+
+    Attributes:
+        source: `digits`, a .npy or .npz file, an idx file, or a folder of images.
+        out: The CSV file to write.
+        method: One or more of mle, mom, mada, two_nn, gride, tle, abid, ess, local_pca, danco, ...
+            (`mmh_jax.lid.DATA_METHODS`).
+        num_neighbors: Nearest neighbours of each point; `auto` takes for each point and method the
+            number, of 8 to 128, where the dimension depends least on it.
+        num_points: Write the rows of so many points, chosen at random; all are neighbours.
+        tolerance: Points linked by steps no longer than this, in data units, are duplicates.
+        merge: Take duplicates for one point.  Otherwise exact ones are an atom, of dimension 0.
+        seed: Of the choice of points.
+        overwrite: Replace the file.
+    """
+
+    source: Source
+    out: Path
+    method: tuple[str, ...] = ("mle",)
+    num_neighbors: Literal["auto"] | int = 20
+    num_points: int | None = None
+    tolerance: float = 0.0
+    merge: bool = False
+    seed: int = 0
+    overwrite: bool = False
+
+    def run(self, command: str) -> None:
+        """Measure, write the file, and print medians and the dimension of all."""
+        report = _library()
+        start = time.monotonic()
+        settings = dataclasses.asdict(self) | {
+            "num_neighbors": None if self.num_neighbors == "auto" else self.num_neighbors
+        }
+        methods = settings.pop("method")
+        with _progress() as progress:
+            columns, about = report.lid_of_data(**settings, methods=methods, progress=progress)
+        rows: dict[str, Any] = {}
+        for name in self.method:
+            rows[f"median LID_*, {name}"] = _median(columns[name])
+            if name in about["overall"]:
+                value, stderr = about["overall"][name]
+                error = f" +- {stderr:.2f}" if math.isfinite(stderr) else ""
+                rows[f"of all points, {name}"] = f"{value:.2f}{error}"
+        twins = f"{about['duplicates']} of {about['num_points']} points"
+        rows |= {"duplicates": f"{twins}, in {about['clusters']} clusters"}
+        rows |= {"seconds": f"{time.monotonic() - start:.0f}", "file": self.out}
+        _print_table(f"LID of {self.source}", rows)
+
+
+@dataclasses.dataclass(frozen=True)
 class Audit:
     """Audit a data set for memorization: train or load a model, and compare dimensions.
 
@@ -195,7 +252,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; by default those of the process, which an interrupt then ends here.
     """
     is_process, argv = argv is None, sys.argv[1:] if argv is None else list(argv)
-    commands = {"train": Train, "lid": Lid, "audit": Audit}
+    commands = {"train": Train, "lid": Lid, "lid-data": LidData, "audit": Audit}
+    if argv[:2] == ["lid", "data"]:  # a folder `data` is written `./data`
+        argv = ["lid-data", *argv[2:]]
     try:
         command = tyro.extras.subcommand_cli_from_dict(
             commands,

@@ -1,7 +1,17 @@
 """Reports: a data set and a model in; models, tables, figures and summaries in files out."""
 
 from mmh_jax.report.audit import audit
+from mmh_jax.report.data import lid_of_data
 from mmh_jax.report.model import lid_theta, load_model, train_model
 from mmh_jax.report.stages import PRESETS, Preset, Stages
 
-__all__ = ["PRESETS", "Preset", "Stages", "audit", "lid_theta", "load_model", "train_model"]
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "Stages",
+    "audit",
+    "lid_of_data",
+    "lid_theta",
+    "load_model",
+    "train_model",
+]

@@ -128,9 +128,7 @@ def lid_theta(
         raise ValueError(f"--sigma is {sigma:g}; it must be a positive number, or `auto`.")
     check_count("--num-points", num_points)
     check_seed(seed)
-    if out.is_dir() or (out.exists() and not overwrite):
-        cure = "it is a folder" if out.is_dir() else "pass --overwrite or choose another file"
-        raise ValueError(f"{out} exists; {cure}.")
+    output.check_file(out, overwrite=overwrite)
     data = sources.load(source)
     points = data.points
     denoiser, config = load_model(model, points.shape[1:])

@@ -19,7 +19,17 @@ from typing import Any
 from mmh_jax.report.files import read_json, write_json
 from mmh_jax.train import store
 
-__all__ = ["AUDIT", "MEASUREMENT", "MODEL", "Kind", "check_output", "check_writable", "claim"]
+__all__ = [
+    "AUDIT",
+    "DATA_MEASUREMENT",
+    "MEASUREMENT",
+    "MODEL",
+    "Kind",
+    "check_file",
+    "check_output",
+    "check_writable",
+    "claim",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +52,7 @@ class Kind:
 AUDIT = Kind("audit", "mmh_jax.audit/1", "summary.json", ("points.csv", "lid.png", "model"))
 # Of a file, in a folder beside it that is gone when the file is there.
 MEASUREMENT = Kind("measurement", "mmh_jax.lid/1", "finished.json", ())
+DATA_MEASUREMENT = Kind("measurement", "mmh_jax.lid_data/1", "finished.json", ())
 MODEL = Kind("model", store.FORMAT, "config.json", ("params.safetensors",))
 
 
@@ -74,6 +85,13 @@ def check_output(folder: Path, kind: Kind, *, overwrite: bool) -> None:
                 f"{folder} holds {names[0]}, which is not of an unfinished {kind.name} of mmh-jax; "
                 "choose another folder."
             )
+
+
+def check_file(path: Path, *, overwrite: bool) -> None:
+    """Raise ValueError if a file to be written is a folder, or is there and may not be replaced."""
+    if path.is_dir() or (path.exists() and not overwrite):
+        cure = "it is a folder" if path.is_dir() else "pass --overwrite or choose another file"
+        raise ValueError(f"{path} exists; {cure}.")
 
 
 def check_writable(folder: Path) -> None:
