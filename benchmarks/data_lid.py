@@ -104,7 +104,7 @@ def accuracy(
         curve = lid.neighbor_curve(name, points, neighbors, levels.tolist())
         row[f"{name} over k"] = error(lid.at_plateau(curve).value)
     nearest = neighbors.distances[:, 0]
-    spread = points.std(axis=0).max()
+    spread = points.var(axis=0).sum() ** 0.5
     sigmas = np.geomspace(np.median(nearest[nearest > 0]) / 2, spread, NUM_LEVELS)
     row["closed form"] = error(lid.at_plateau(lid.closed_form_curve(points, sigmas)).value)
     return row

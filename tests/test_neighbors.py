@@ -268,10 +268,12 @@ def test_errors_name_argument_fault_and_cure():
 def same(found, expected):
     """Up to the last bits, in which two distances may change places."""
     np.testing.assert_allclose(found.distances, expected.distances, rtol=1e-6)
-    rows, columns = np.nonzero(found.indices != expected.indices)
-    assert len(rows) <= 0.01 * found.indices.size
-    for row, column in zip(rows, columns, strict=True):
-        assert found.indices[row, column] in expected.indices[row, max(column - 1, 0) : column + 2]
+    steps = np.diff(expected.distances, axis=1, prepend=-np.inf, append=np.inf)
+    near = 4e-6 * np.pad(expected.distances, [(0, 0), (0, 1)], mode="edge")
+    alone = (steps > near) | (near == 0)  # copies of the query come in the order of their index
+    alone[:, -1] = False  # the next may be as near as the last
+    certain = alone[:, :-1] & alone[:, 1:]
+    np.testing.assert_array_equal(found.indices[certain], expected.indices[certain])
 
 
 @pytest.mark.parametrize("name", ["normal", "duplicates", "one point 200 times", "one outlier"])

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmh_jax.lid.flipd import Curve
+from mmh_jax.lid.neighbor_search import centre_of
 from mmh_jax.mapping import Progress, over_points
 from mmh_jax.typing import Array, ArrayLike
 
@@ -88,9 +89,11 @@ def closed_form_curve(
             f"`closed_form_curve(queries=...)` holds points of {there.shape[1]} coordinates, but "
             f"`points=...` of {here.shape[1]}; they must agree."
         )
-    centre = here.mean(axis=0, dtype=np.float64)
     dtype = jnp.result_type(float)
-    here, there = ((array - centre).astype(dtype) for array in (here, there))
+    if max(here.dtype.itemsize, there.dtype.itemsize) > dtype.itemsize:
+        centre = centre_of(here)
+        here, there = here - centre, there - centre
+    here, there = here.astype(dtype), there.astype(dtype)
     rows = min(_ROWS, len(here))
     blocks = np.pad(here, [(0, -len(here) % rows), (0, 0)]).reshape(-1, rows, here.shape[1])
     size = int(np.clip(_CHUNK // (rows * here.shape[1]), 1, 256))

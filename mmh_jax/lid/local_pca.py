@@ -121,6 +121,8 @@ def kaiser(spectrum: ArrayLike) -> Array:
 def broken_stick(spectrum: ArrayLike) -> Array:
     """How many of the first shares exceed those of a stick broken at random (Frontier 1976).
 
+    0 if the first does not, as in a spectrum of nearly equal eigenvalues: no direction stands out.
+
     Of p pieces the i-th longest is on average sum_{j >= i} 1 / (p j).
 
     >>> broken_stick(jnp.array([0.7, 0.2, 0.1]))               # .61, .28, .11

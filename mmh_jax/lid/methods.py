@@ -114,13 +114,19 @@ def _of_offsets(estimator: Callable[[Array], Any]) -> Any:
     return lambda points, neighbors: mapped(points, neighbors.indices)
 
 
+def _unitless_spectrum(offsets: Array) -> Array:
+    """In units of the largest coordinate: squares of very small or large ones have no number."""
+    largest = jnp.max(jnp.abs(offsets))
+    return local_spectrum(offsets / jnp.where(largest == 0, 1, largest))
+
+
 def _of_spectra(rule: Callable[[Array], Array]) -> Any:
-    return _of_offsets(lambda offsets: rule(local_spectrum(offsets)))
+    return _of_offsets(lambda offsets: rule(_unitless_spectrum(offsets)))
 
 
 def _minka(offsets: Array) -> Array:
     num_samples, ambient_dim = offsets.shape
-    return minka(local_spectrum(offsets), num_samples=num_samples, ambient_dim=ambient_dim)
+    return minka(_unitless_spectrum(offsets), num_samples=num_samples, ambient_dim=ambient_dim)
 
 
 # The estimators of a set, at a point, take its k neighbours as one.

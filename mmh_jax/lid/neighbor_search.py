@@ -7,8 +7,9 @@ The fast formula for a block of squared distances,
 cancels: in float32 its error is about 1e-7 (|q|^2 + |p|^2), in which the distance of a close pair
 drowns.  Hence *filter and refine*.  With c a bound on the relative error of the formula,
 
-    lower(q, p) = (1 - c) (|q|^2 + |p|^2) - 2 q.p  <=  |q - p|^2,       c = 4 (2 + sqrt(D)) eps,
+    lower(q, p) = (1 - c) (|q|^2 + |p|^2) - 2 q.p - e  <=  |q - p|^2,   c = 4 (2 + sqrt(D)) eps,
 
+with e = 4 D times the least normal number, since smaller products are taken for 0,
 the points with the least `lower` are kept, block by block, a few more than the k asked for.  Their
 distances are taken by difference, which does not cancel and gives exactly 0 for duplicates and for
 nothing else.  Where the k-th of these lies below the last `lower` that was kept, no other point can
@@ -103,12 +104,13 @@ def slices_of(flat: np.ndarray) -> Iterator[slice]:
 
 
 def centre_of(array: np.ndarray) -> np.ndarray:
-    """The mean of the points, (D,) float64, read a few rows at a time."""
+    """(D,) float64 near the middle of the points: medians over at most 1,001 of them.
+
+    Not the mean, which one far outlier moves far from all others.
+    """
     flat = array.reshape(len(array), -1)
-    total = np.zeros(flat.shape[1])
-    for part in slices_of(flat):
-        total += flat[part].sum(axis=0, dtype=np.float64)
-    return total / len(flat)
+    some = np.linspace(0, len(flat) - 1, min(len(flat), 1001)).astype(int)
+    return np.median(flat[some].astype(np.float64), axis=0)
 
 
 def distance(q: Array, p: Array) -> Array:
@@ -190,13 +192,14 @@ def by_filter(
     def find(space: Space, query: Array, own: Array) -> tuple[Array, Array, Array]:
         dim, eps = query.shape[0], jnp.finfo(query.dtype).eps
         slack = 4 * (2 + dim**0.5) * float(eps)
+        least = 4 * dim * float(jnp.finfo(query.dtype).tiny)
         q = (query - space.centre) * space.scale
         first = _first_row(space, is_split)
 
         def lower(block: Array) -> Array:
             p = (block - space.centre) * space.scale
             product = jnp.matmul(p, q, precision=jax.lax.Precision.HIGHEST)
-            return (1 - slack) * (jnp.sum(p**2, axis=-1) + jnp.sum(q**2)) - 2 * product
+            return (1 - slack) * (jnp.sum(p**2, axis=-1) + jnp.sum(q**2)) - 2 * product - least
 
         bounds, indices = _least(space, own, first, lower, num_kept)
         points = space.blocks.reshape(-1, dim)
@@ -205,7 +208,7 @@ def by_filter(
         )
         distances = jnp.where(jnp.isinf(bounds), jnp.inf, distances)
         distances, indices = _best_of_all(distances, indices, num_neighbors, is_split)
-        farthest = (1 + slack) * (distances[-1] * space.scale) ** 2
+        farthest = (1 + slack) * (distances[-1] * space.scale) ** 2 + least
         # An infinite bound: all points that are possible were kept.
         proved = (farthest < bounds[-1]) | jnp.isinf(bounds[-1])
         if is_split:

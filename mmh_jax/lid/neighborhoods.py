@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mmh_jax.lid.neighbor_search import centre_of
 from mmh_jax.mapping import Progress, over_points
 from mmh_jax.typing import Array, ArrayLike
 
@@ -65,9 +66,12 @@ def over_neighborhoods(
                 f"({len(here)}, k), as `nearest_neighbors` returns it."
             )
         everywhere, here = (array.reshape(len(array), -1) for array in (everywhere, here))
-        centre = everywhere.mean(axis=0, dtype=np.float64)
         dtype = jnp.result_type(float)
-        everywhere, here = ((array - centre).astype(dtype) for array in (everywhere, here))
+        if max(everywhere.dtype.itemsize, here.dtype.itemsize) > dtype.itemsize:
+            # Rounding would otherwise cost digits of the offsets in proportion to their place.
+            centre = centre_of(everywhere)
+            everywhere, here = everywhere - centre, here - centre
+        everywhere, here = everywhere.astype(dtype), here.astype(dtype)
         numbers = indices.shape[1] * everywhere.shape[1]
         size = chunk_size or int(np.clip(_CHUNK // numbers, 1, 256))
         if size not in mapped:

@@ -101,6 +101,9 @@ def two_nn(distances: ArrayLike, *, discard: float = 0.0) -> Estimate:
     rest.  With n left, (n - 1) / T is unbiased, T the sum of the n logarithms and of N - n times
     the largest of these; its standard error is value / sqrt(n - 2) for independent ratios.
 
+    A point whose two nearest are duplicates of each other has a ratio of 1: many duplicates make
+    the value too large, and infinite if there is nothing else.  `find_duplicates` finds them.
+
     Of all neighbour estimators it looks at the smallest scale: least biased by curvature and a
     changing density, and the first to see noise.  For one point take the ratios of its neighbours.
 
@@ -222,7 +225,8 @@ def mada(distances: ArrayLike) -> Estimate:
     large k is 1 / (log 2 sqrt k): 1.44 times that of `mle`.
 
     Args:
-        distances: (k,) to the neighbours, ascending, k at least 2; if r_h is 0, the value is 0.
+        distances: (k,) to the neighbours, ascending, k at least 2; if r_h is 0, the value is 0, and
+            infinite if r_k is r_h, as to a far outlier in float32.
 
     Raises:
         TypeError: if `distances` is not of a floating dtype.
