@@ -106,3 +106,63 @@ def test_eight_devices_give_what_one_gives(name):
         np.testing.assert_allclose(
             spread, alone, rtol=1e-5, atol=1e-5 * np.abs(alone).max(initial=0)
         )
+
+
+def spectrum_of(rule):
+    return lambda offsets: rule(lid.local_spectrum(offsets))
+
+
+OF_NEIGHBORS = {
+    "mle": lid.mle,
+    "mom": lid.mom,
+    "mada": lid.mada,
+    "tle": lid.tle,
+    "abid": lid.abid,
+    "ess": lid.ess,
+    "local_pca": spectrum_of(lid.fukunaga_olsen),
+    "minka": spectrum_of(lambda s: lid.minka(s, num_samples=12, ambient_dim=DIM)),
+    "two_nn": lambda offsets: lid.two_nn(lid.pair_distances(offsets)),
+    "gride": lambda offsets: lid.gride(lid.pair_distances(offsets)),
+    "takens": lambda offsets: lid.takens(lid.pair_distances(offsets)),
+    "fisher_s": lambda offsets: lid.fisher_s(offsets).value,
+}
+OF_DISTANCES = {"mle", "mom", "mada"}
+
+
+@pytest.mark.parametrize("name", OF_NEIGHBORS)
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_estimators_of_data_lower_for_accelerators(name, platform):
+    pytest.importorskip("flatbuffers")
+    from jax import export
+
+    shape = (2, 12) if name in OF_DISTANCES else (2, 12, DIM)
+    mapped = jax.jit(jax.vmap(OF_NEIGHBORS[name]))
+    program = export.export(mapped, platforms=[platform])(jnp.ones(shape))
+    assert program.platforms == (platform,)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_search_for_neighbours_lowers_for_accelerators(platform, monkeypatch):
+    pytest.importorskip("flatbuffers")
+    from jax import export
+
+    from mmh_jax.lid import closed_form, neighbor_search
+
+    monkeypatch.setattr(
+        neighbor_search, "over_points", lambda find, in_axes, **_: jax.vmap(find, in_axes)
+    )
+    points = np.ones((40, DIM), np.float32)
+    space = neighbor_search.space_of(points, np.zeros(DIM), 16, 3, 1.0)
+    own = np.arange(5, dtype=np.int32)
+    for find in (
+        neighbor_search.by_filter.__wrapped__(3, 20, 5, None),
+        neighbor_search.by_difference.__wrapped__(3, None),
+    ):
+        program = export.export(jax.jit(find), platforms=[platform])(space, points[:5], own)
+        assert program.platforms == (platform,)
+    levels = np.array([0.1, 0.2], np.float32)
+    curve = jax.vmap(closed_form._at_one, (None, None, None, 0, 0))
+    program = export.export(jax.jit(curve), platforms=[platform])(
+        space.blocks, space.num_points, levels, points[:5], own
+    )
+    assert program.platforms == (platform,)
