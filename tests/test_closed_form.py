@@ -62,6 +62,21 @@ def test_the_standard_error_is_that_of_other_data():
     np.testing.assert_allclose(value.mean(axis=0), 4 / (1 + SIGMAS[2:] ** 2), rtol=0.01)
 
 
+def test_the_standard_error_is_its_formula_in_whatever_order(x64):
+    points = cloud(600)
+    # From far to near: the largest weight so far changes in every block.
+    points = points[np.argsort(-np.linalg.norm(points, axis=1))]
+    origin = np.zeros((1, 4))
+    curve = lid.closed_form_curve(points, SIGMAS, queries=origin)
+    terms = np.sum(points**2, axis=1) / SIGMAS[:, None] ** 2
+    weights = np.exp(-(terms - terms.min(axis=1, keepdims=True)) / 2)
+    weights /= weights.sum(axis=1, keepdims=True)
+    value = np.sum(weights * terms, axis=1)
+    error = np.sqrt(np.sum(weights**2 * (terms - value[:, None]) ** 2, axis=1))
+    np.testing.assert_allclose(curve.value[0], value, rtol=1e-12)
+    np.testing.assert_allclose(curve.stderr[0], error, rtol=1e-9)
+
+
 def test_duplicates_are_atoms_and_far_points_are_seen_to_be_far():
     points = cloud()
     points[1] = points[0]

@@ -53,6 +53,12 @@ def test_a_crowd_larger_than_the_first_neighbourhood_is_one():
     assert len(found.first) == 61
 
 
+def test_two_crowds_whose_points_see_only_their_own_at_first():
+    crowds = [1e-4 * RNG.normal(size=(20, 3)) + np.array([shift, 0, 0]) for shift in (0, 0.015, 1)]
+    found = lid.find_duplicates(np.concatenate(crowds), tolerance=0.02)
+    assert found.counts.tolist() == [40, 20]
+
+
 def test_one_point_only():
     found = lid.find_duplicates(np.ones((40, 3)), tolerance=0.1)
     assert found.counts.tolist() == [40]

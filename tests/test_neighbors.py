@@ -345,6 +345,15 @@ def test_devices_do_not_matter(name, shape, names):
     same(few, nearest_neighbors(points[:9], 8))
 
 
+def test_an_answer_is_proved_on_every_device():
+    """A tight cluster that lies on the last devices alone: the first have nothing to object."""
+    points = RNG.normal(size=(600, 30))
+    points[480:] = 10 + 1e-5 * RNG.normal(size=(120, 30))
+    points = points.astype(np.float32)
+    found = nearest_neighbors(points, 7, block_size=32, mesh=devices((8,), ("points",)))
+    np.testing.assert_allclose(found.distances, brute_force(points, 7)[0], rtol=1e-5)
+
+
 def test_what_cannot_be_read_in_parts_is_named():
     points = np.ones((5, 2))
     with pytest.raises(ValueError, match=r"iterable; pass `queries="):
