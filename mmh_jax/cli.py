@@ -7,7 +7,6 @@ that `mmh-jax --help` is quick.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import logging
@@ -17,15 +16,14 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich import progress as bars
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+
+from mmh_jax import console
 
 __all__ = ["Audit", "Lid", "LidData", "Train", "main"]
 
@@ -33,15 +31,6 @@ Source = Annotated[str, tyro.conf.Positional]
 PresetName = Annotated[str, tyro.conf.arg(metavar="{smoke,cpu,accelerator}")]
 Method = Literal["expected", "tangential", "flipd", "projected", "thresholded", "rank"]
 
-_STAGES = {
-    "duplicates": "duplicates",
-    "neighbors": "nearest neighbours",
-    "model": "training",
-    "lid_star": "LID_* of the data",
-    "sigma": "choosing sigma",
-    "lid_theta": "LID_theta of the model",
-    "figure": "figure",
-}
 _CURES = {
     errno.ENOSPC: "; free some space, then run the same command again",
     errno.EDQUOT: "; free some space, then run the same command again",
@@ -76,10 +65,10 @@ class Train:
         """Train, save, and print where the model is."""
         report = _library()
         start = time.monotonic()
-        with _progress() as progress:
+        with console.progress() as progress:
             report.train_model(**dataclasses.asdict(self), progress=progress)
         rows = {"seconds": f"{time.monotonic() - start:.0f}", "model": self.out}
-        _print_table(f"model of {self.source}", rows)
+        console.print_table(f"model of {self.source}", rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +111,7 @@ class Lid:
         """Measure, write the file, and print medians."""
         report = _library()
         start = time.monotonic()
-        with _progress() as progress:
+        with console.progress() as progress:
             columns, diagnostics = report.lid_theta(
                 self.model,
                 self.source,
@@ -134,11 +123,14 @@ class Lid:
                 overwrite=self.overwrite,
                 progress=progress,
             )
-        rows = {f"median LID_theta, {name}": _median(columns[name]) for name in self.method}
-        rows |= {"points": len(columns["index"]), "median sigma": _median(columns["sigma"], ".4g")}
-        rows |= {"diagnostics": _diagnosis(diagnostics)}
+        rows = {f"median LID_theta, {name}": console.median(columns[name]) for name in self.method}
+        rows |= {
+            "points": len(columns["index"]),
+            "median sigma": console.median(columns["sigma"], ".4g"),
+        }
+        rows |= {"diagnostics": console.diagnosis(diagnostics)}
         rows |= {"seconds": f"{time.monotonic() - start:.0f}", "file": self.out}
-        _print_table(f"{self.model} at {self.source}", rows)
+        console.print_table(f"{self.model} at {self.source}", rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +147,8 @@ class LidData:
         method: One or more of mle, mom, mada, two_nn, gride, tle, abid, ess, local_pca, danco, ...
             (`mmh_jax.lid.DATA_METHODS`).
         num_neighbors: Nearest neighbours of each point; `auto` takes for each point and method the
-            number, of 8 to 128, where the dimension depends least on it.
+            number, of 8 to 128, where the dimension depends least on it; with 0 plateaus there is
+            no dimension.
         num_points: Write the rows of so many points, chosen at random; all are neighbours.
         tolerance: Points linked by steps no longer than this, in data units, are duplicates.
         merge: Take duplicates for one point.  Otherwise exact ones are an atom, of dimension 0.
@@ -181,11 +174,11 @@ class LidData:
             "num_neighbors": None if self.num_neighbors == "auto" else self.num_neighbors
         }
         methods = settings.pop("method")
-        with _progress() as progress:
+        with console.progress() as progress:
             columns, about = report.lid_of_data(**settings, methods=methods, progress=progress)
         rows: dict[str, Any] = {}
         for name in self.method:
-            rows[f"median LID_*, {name}"] = _median(columns[name])
+            rows[f"median LID_*, {name}"] = console.median(columns[name])
             if name in about["overall"]:
                 value, stderr = about["overall"][name]
                 error = f" +- {stderr:.2f}" if math.isfinite(stderr) else ""
@@ -193,7 +186,7 @@ class LidData:
         twins = f"{about['duplicates']} of {about['num_points']} points"
         rows |= {"duplicates": f"{twins}, in {about['clusters']} clusters"}
         rows |= {"seconds": f"{time.monotonic() - start:.0f}", "file": self.out}
-        _print_table(f"LID of {self.source}", rows)
+        console.print_table(f"LID of {self.source}", rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,18 +224,18 @@ class Audit:
         """Run the audit and print its summary."""
         report = _library()
         start = time.monotonic()
-        with _progress() as progress:
+        with console.progress() as progress:
             summary = report.audit(**dataclasses.asdict(self), command=command, progress=progress)
         rows = {
-            "median LID_theta": _number(summary["lid_theta"]["0.5"]),
-            "median LID_*": _number(summary["lid_star"]["0.5"]),
+            "median LID_theta": console.number(summary["lid_theta"]["0.5"]),
+            "median LID_*": console.number(summary["lid_star"]["0.5"]),
             **{title: count for title, count in summary["verdicts"].items() if count},
             "median sigma": f"{summary['sigma']:.4g}",
-            "diagnostics": _diagnosis(summary["diagnostics"]),
+            "diagnostics": console.diagnosis(summary["diagnostics"]),
             "seconds": f"{time.monotonic() - start:.0f}",
             "report": self.out,
         }
-        _print_table(f"audit of {self.source}, {summary['num_points']} points", rows)
+        console.print_table(f"audit of {self.source}, {summary['num_points']} points", rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -267,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # from the parser: 0 after --help, 2 for a usage error
         return end.code if isinstance(end.code, int) else 2
     except KeyboardInterrupt:
-        _print_error("interrupted; run the same command again to continue")
+        console.print_error("interrupted; run the same command again to continue")
         if is_process:
             # XLA's threads may still compute; Python's own way out would crash beneath them.
             sys.stdout.flush()
@@ -276,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         if not _is_explained(error):
             raise
-        _print_error(f"[bold red]error:[/] {escape(_one_line(error))}")
+        console.print_error(f"[bold red]error:[/] {escape(_one_line(error))}")
         return 2
     return 0
 
@@ -311,73 +304,3 @@ def _one_line(error: Exception) -> str:
         name = f"{error.filename}: " if error.filename else ""
         text = name + error.strerror + _CURES.get(error.errno or 0, "")
     return " ".join(text.split())
-
-
-def _print_error(markup: str) -> None:
-    Console(stderr=True).print(markup, soft_wrap=True, highlight=False)
-
-
-def _print_table(title: str, rows: dict[str, Any]) -> None:
-    table = Table(title=escape(title), title_justify="left", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(escape(name), escape(str(value)))
-    Console().print(table)
-
-
-def _median(values: Any, form: str = ".2f") -> str:
-    finite = sorted(value for value in map(float, values) if math.isfinite(value))
-    return f"{finite[len(finite) // 2]:{form}}" if finite else "none is finite"
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.2f}"
-
-
-def _diagnosis(found: dict[str, Any]) -> str:
-    """`measure.diagnostics` as one line."""
-    parts = [
-        f"{found[name]} of {found['num_points']} points {what}"
-        for name, what in (
-            ("not_finite", "not finite"),
-            ("no_plateau", "without a plateau"),
-            ("full", "of the dimension of the space"),
-            ("off_manifold", "off the model's manifold"),
-            ("negative_flipd", "with negative FLIPD"),
-        )
-        if name not in ("not_finite", "full") or found[name]
-    ]
-    if found["asymmetry"] is not None:
-        parts.append(f"asymmetry of the Jacobian {found['asymmetry']:.2f}")
-    if found["sigma_outside_training"]:
-        parts.append("sigma outside the trained range")
-    return "; ".join(parts)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, int, int, str], None]]:
-    """Bars on stderr, one for each stage; `report(stage, done, total, note)` moves them."""
-    display = bars.Progress(
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(bar_width=24),
-        bars.MofNCompleteColumn(),
-        bars.TimeElapsedColumn(),
-        bars.TextColumn("ETA"),
-        bars.TimeRemainingColumn(),
-        bars.TextColumn("[dim]{task.fields[note]}"),
-        console=Console(stderr=True),
-    )
-    tasks: dict[str, bars.TaskID] = {}
-
-    def report(stage: str, done: int, total: int, note: str = "") -> None:
-        display.start()  # not before there is something to show: an error is then one line
-        if stage not in tasks:
-            tasks[stage] = display.add_task(_STAGES.get(stage, stage), total=None, note="")
-        display.update(tasks[stage], completed=done, total=total or None, note=note)
-
-    try:
-        yield report
-    finally:
-        if tasks:
-            display.stop()

@@ -103,7 +103,7 @@ def test_a_plane_has_a_plateau_at_its_dimension():
     [
         (np.ones((5, 2), int), SIGMAS, None, TypeError, "real data units"),
         (np.ones((2, 2)), SIGMAS, None, ValueError, "at least 3"),
-        (np.full((5, 2), np.nan), SIGMAS, None, ValueError, "NaN"),
+        (np.full((5, 2), np.nan), SIGMAS, None, ValueError, "NaN or infinite values in 5 of 5"),
         (np.ones((5, 2)), SIGMAS[::-1], None, ValueError, "increasing"),
         (np.ones((5, 2)), np.array([0.0, 1.0]), None, ValueError, "positive"),
         (np.ones((5, 2)), 0.5, None, ValueError, r"\(S,\)"),

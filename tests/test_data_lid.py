@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import ball, manifolds_of_three, many
 
-from mmh_jax import analytic
-from mmh_jax.data import curved, manifolds
 from mmh_jax.lid import local_pca, mle, nearest_neighbors, participation_ratio, radii
 from mmh_jax.lid.angles import abid, ess, expected_skewness, simplex_skewness
 from mmh_jax.lid.tle import _radius, tle
@@ -20,25 +19,10 @@ OF_OFFSETS = {"ess": ess, "abid": abid, "tle": tle}
 OF_DISTANCES = {"mom": radii.mom, "mada": radii.mada}
 
 
-def many(estimator, samples):
-    """The estimator at each sample, as NumPy arrays."""
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(estimator))(samples))
-
-
 def ball_radii(dim, num_neighbors, num=NUM_DRAWS):
     """Distances to the neighbours in the exact law: r^d is uniform, the k-th at the boundary."""
     uniform = np.random.default_rng(0).uniform(size=(num, num_neighbors))
     return np.sort(uniform ** (1 / dim), axis=1)
-
-
-def ball(dim, num_neighbors, num=1, ambient_dim=None, seed=0):
-    """Neighbours of the origin, uniform in the ball, isometrically in R^ambient_dim."""
-    rng = np.random.default_rng(seed)
-    direction = rng.normal(size=(num, num_neighbors, dim))
-    direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
-    points = direction * rng.uniform(size=(num, num_neighbors, 1)) ** (1 / dim)
-    frame = np.linalg.qr(rng.normal(size=(ambient_dim or dim, dim)))[0]
-    return points @ frame.T
 
 
 @pytest.mark.parametrize("dim", [1, 5, 30])
@@ -148,16 +132,6 @@ def test_the_radius_of_tle_solves_its_equation(x64):
         between = np.sum((q - v) ** 2)
         rho = float(_radius(jnp.sum(q**2), jnp.sum(v**2), between))
         assert np.linalg.norm(v - q * (1 - rho)) == pytest.approx(rho, rel=1e-9)
-
-
-def manifolds_of_three():
-    mixture = manifolds.affine_mixture((2, 5), 8, key=jax.random.key(0))
-    roll = curved.swiss_roll(300, key=jax.random.key(2))
-    return {
-        "affine 2+5 in 8": mixture.sample(300, key=jax.random.key(1)).points,
-        "swiss roll": roll.points,
-        "sphere 4 in 5": analytic.Sphere(4, 1.0).sample(300, key=jax.random.key(3)),
-    }
 
 
 @pytest.mark.parametrize("name", ["affine 2+5 in 8", "swiss roll", "sphere 4 in 5"])

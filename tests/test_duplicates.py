@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import DBSCAN
 
 from mmh_jax import lid
+from mmh_jax.lid import duplicates
 
 RNG = np.random.default_rng(0)
 
@@ -59,6 +60,21 @@ def test_two_crowds_whose_points_see_only_their_own_at_first():
     assert found.counts.tolist() == [40, 20]
 
 
+def test_steps_are_measured_in_the_precision_of_the_points():
+    line = np.array([[0.0], [1.0], [2.0], [3.0], [3.0 + 1e-8]])
+    assert lid.find_duplicates(line, tolerance=1e-9).counts.tolist() == [1] * 5
+    assert lid.find_duplicates(line, tolerance=1.1e-8).counts.tolist() == [1, 1, 1, 2]
+    # Longer than the tolerance in float32, and not in float64.
+    pair = np.array([[0.0], [1e4], [1e4 + 1e-3]])
+    assert lid.find_duplicates(pair, tolerance=1.001e-3).counts.tolist() == [1, 2]
+
+
+def test_a_tolerance_in_the_wrong_units_costs_blocks_only(monkeypatch):
+    monkeypatch.setattr(duplicates, "_BLOCK", 1000)
+    found = lid.find_duplicates(RNG.normal(size=(400, 3)), tolerance=100.0)
+    assert found.counts.tolist() == [400]
+
+
 def test_one_point_only():
     found = lid.find_duplicates(np.ones((40, 3)), tolerance=0.1)
     assert found.counts.tolist() == [40]
@@ -68,7 +84,7 @@ def test_one_point_only():
     ("points", "tolerance", "error", "match"),
     [
         (np.ones((3, 2), int), 0.0, TypeError, "real data units"),
-        (np.full((3, 2), np.inf), 0.0, ValueError, "infinity"),
+        (np.full((3, 2), np.inf), 0.0, ValueError, "infinite values in 3 of 3 rows"),
         (np.ones((0, 2)), 0.0, ValueError, "at least one point"),
         (np.ones((3, 2)), -1.0, ValueError, "tolerance=-1"),
         (np.ones((3, 2)), np.nan, ValueError, "tolerance=nan"),

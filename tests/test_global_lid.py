@@ -7,30 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from samples import ball, manifolds_of_three, many
 from scipy.special import digamma, lambertw
 from sklearn.metrics import pairwise_distances
 
-from mmh_jax import analytic, lid
-from mmh_jax.data import curved, manifolds
+from mmh_jax import lid
 from mmh_jax.lid.concentration import _von_mises
 from mmh_jax.lid.danco import _between_norms
 
 K = 10
-
-
-def many(estimator, samples):
-    """The estimator at each sample, as NumPy arrays."""
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(estimator))(samples))
-
-
-def ball(dim, num_points, num=1, ambient_dim=None, seed=0):
-    """Uniform in the unit ball, isometrically in R^ambient_dim: (num, num_points, ambient_dim)."""
-    rng = np.random.default_rng(seed)
-    direction = rng.normal(size=(num, num_points, dim))
-    direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
-    points = direction * rng.uniform(size=(num, num_points, 1)) ** (1 / dim)
-    frame = np.linalg.qr(rng.normal(size=(ambient_dim or dim, dim)))[0]
-    return points @ frame.T
 
 
 def torus(dim, num_points, seed):
@@ -56,16 +41,6 @@ def folded(statistics, thetas):
     """With the mean of arctan in place of the angle of the mean direction."""
     each = np.arctan(np.sum(np.sin(thetas), -1) / np.sum(np.cos(thetas), -1))
     return statistics._replace(direction=jnp.asarray(each.mean()))
-
-
-def manifolds_of_three():
-    mixture = manifolds.affine_mixture((2, 5), 8, key=jax.random.key(0))
-    roll = curved.swiss_roll(300, key=jax.random.key(2))
-    return {
-        "affine 2+5 in 8": mixture.sample(300, key=jax.random.key(1)).points,
-        "swiss roll": roll.points,
-        "sphere 4 in 5": analytic.Sphere(4, 1.0).sample(300, key=jax.random.key(3)),
-    }
 
 
 @pytest.mark.parametrize("name", ["affine 2+5 in 8", "swiss roll", "sphere 4 in 5"])
@@ -257,7 +232,7 @@ def test_the_divergence_of_norms(k):
 @pytest.mark.parametrize("dim", [1, 2, 4, 8])
 def test_danco_on_balls(dim):
     calibration = lid.danco_calibration(60, K, upto=12, repeats=30, key=jax.random.key(0))
-    find = lambda points: lid.danco(points, calibration)  # noqa: E731
+    find = functools.partial(lid.danco, calibration=calibration)
     found = many(find, ball(dim, 60, num=100, ambient_dim=12, seed=1))
     assert found.value.mean() == pytest.approx(dim, rel=0.06)
     assert np.mean(found.value == dim) > (0.9 if dim < 4 else 0.5)

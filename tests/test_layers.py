@@ -20,7 +20,7 @@ ORDER = (
     ("memorization", "mitigation", "pretrained", "sklearn"),
     ("",),  # the root, for its version
     ("plotting",),
-    ("report",),
+    ("report", "console"),
     ("cli",),
 )
 LAYER = {room: layer for layer, rooms in enumerate(ORDER) for room in rooms}

@@ -74,7 +74,22 @@ def test_each_point_finds_its_own_number_of_neighbours(here):
     np.testing.assert_array_equal(columns["index"], again["index"])
     assert set(columns["mle_num_neighbors"]) <= set(data.LEVELS)
     assert len(set(columns["mle_num_neighbors"])) > 1
+    neighbors = lid.nearest_neighbors(POINTS, 128)
+    found = lid.at_plateau(lid.neighbor_curve("mle", POINTS, neighbors, data.LEVELS))
+    index = columns["index"]
+    np.testing.assert_array_equal(columns["mle_num_plateaus"], found.num_plateaus[index])
+    np.testing.assert_allclose(columns["mle"], found.value[index])
     assert about["overall"] == {}
+
+
+def test_a_curve_that_is_nowhere_finite_says_so(here):
+    lattice = np.stack(np.meshgrid(*[np.arange(12.0)] * 2), -1).reshape(-1, 2)
+    np.save("lattice.npy", lattice.astype(np.float32))
+    columns, _ = lid_of_data("lattice.npy", "lid.csv", methods=("two_nn",), num_neighbors=None)
+    nowhere = columns["two_nn_num_neighbors"] == 0
+    assert nowhere.any()
+    np.testing.assert_array_equal(columns["two_nn_num_plateaus"][nowhere], 0)
+    assert np.isnan(columns["two_nn"][nowhere]).all()
 
 
 def test_a_killed_run_continues_and_the_table_is_the_same(here, monkeypatch):
@@ -108,7 +123,7 @@ def test_a_killed_run_continues_and_the_table_is_the_same(here, monkeypatch):
     [
         (["--method", "best"], "unknown method 'best'; there are mle"),
         (["--num-neighbors", "2"], "--num-neighbors is 2; it must be at least 4"),
-        (["--num-neighbors", "200"], "200 points, too few for 200 neighbours"),
+        (["--num-neighbors", "200"], "200 points to look at, too few for 200 neighbours"),
         (["--tolerance", "-1"], "--tolerance is -1"),
         (["--num-points", "0"], "--num-points is 0"),
         (["--seed", "-1"], "--seed is -1"),

@@ -298,7 +298,23 @@ def test_a_memory_mapped_file_and_an_iterator_are_read_in_parts(tmp_path, monkey
     same(nearest_neighbors(parts, 5, queries=points[:40]), expected)
     same(nearest_neighbors([points[:3], points[3:]], 5, queries=points[:40]), expected)
     nested = [[0.0, 1.0], [2.0, 3.0], [0.0, 2.0]]
+    assert nearest_neighbors([np.array(row) for row in nested], 1).indices[0, 0] == 2
     assert nearest_neighbors(nested, 1).indices.tolist() == [[2], [2], [0]]
+
+
+def test_a_short_last_part_has_the_blocks_of_the_others(monkeypatch):
+    shapes = []
+    of_part = neighbors.space_of
+
+    def spy(*rest):
+        space = of_part(*rest)
+        shapes.append(space.blocks.shape)
+        return space
+
+    monkeypatch.setattr(neighbors, "space_of", spy)
+    monkeypatch.setattr(neighbors, "_PART", 30 * 599)
+    nearest_neighbors(SETS["normal"], 5, block_size=40)
+    assert shapes == [(4, 160, 30)] * 2
 
 
 def test_float64_parts_are_centred(monkeypatch):
@@ -318,6 +334,9 @@ def test_a_row_is_excluded_for_each_query():
     index = np.array([4, 17, 599, 3])
     found = nearest_neighbors(points, 6, queries=points[index], exclude=index)
     same(found, neighbors.Neighbors(*(f[index] for f in nearest_neighbors(points, 6))))
+    same(
+        nearest_neighbors(points, 6, queries=points[index], exclude=index.astype(np.uint32)), found
+    )
     some = nearest_neighbors(points, 6, queries=points[index], exclude=[4, -1, -1, 3])
     assert some.indices[1, 0] in (17, *np.flatnonzero((points == points[17]).all(axis=1)))
     np.testing.assert_array_equal(some.indices[0], found.indices[0])

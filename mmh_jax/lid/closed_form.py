@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmh_jax.lid.flipd import Curve
-from mmh_jax.lid.neighbor_search import centre_of
+from mmh_jax.lid.points import check_finite, check_points, rounded, rounding_offset
 from mmh_jax.mapping import Progress, over_points
 from mmh_jax.typing import Array, ArrayLike
 
@@ -73,7 +73,7 @@ def closed_form_curve(
     >>> curve.value.shape, np.median(curve.value[:, 3]).round(1)
     ((2000, 8), np.float32(2.0))
     """
-    here = _flat("points", points)
+    here = _checked("points", points)
     levels = np.asarray(sigmas, np.float64)
     if len(here) < 3:
         raise ValueError(f"`closed_form_curve(points=...)` holds {len(here)}; it takes at least 3.")
@@ -82,45 +82,33 @@ def closed_form_curve(
     own = np.arange(len(here), dtype=np.int32)
     there = here
     if queries is not None:
-        there = _flat("queries", queries)
+        there = _checked("queries", queries)
         own = np.full(len(there), -1, np.int32)
-    if there.shape[1] != here.shape[1]:
+    if there.shape[1:] != here.shape[1:]:
         raise ValueError(
-            f"`closed_form_curve(queries=...)` holds points of {there.shape[1]} coordinates, but "
-            f"`points=...` of {here.shape[1]}; they must agree."
+            f"`closed_form_curve(queries=...)` holds points of shape {there.shape[1:]}, but "
+            f"`points=...` of shape {here.shape[1:]}; they must agree."
         )
-    dtype = jnp.result_type(float)
-    if max(here.dtype.itemsize, there.dtype.itemsize) > dtype.itemsize:
-        centre = centre_of(here)
-        here, there = here - centre, there - centre
-    here, there = here.astype(dtype), there.astype(dtype)
+    offset = rounding_offset(here, there)
+    here, there = rounded(here, offset), rounded(there, offset)
     rows = min(_ROWS, len(here))
     blocks = np.pad(here, [(0, -len(here) % rows), (0, 0)]).reshape(-1, rows, here.shape[1])
     size = int(np.clip(_CHUNK // (rows * here.shape[1]), 1, 256))
-    shared = (jax.device_put(blocks), np.int32(len(here)), levels.astype(dtype))
-    value, stderr, residual = _mapped(size, progress)(*shared, there, own)
+    shared = (jax.device_put(blocks), np.int32(len(here)), levels.astype(here.dtype))
+    value, stderr, residual = _mapped(size)(*shared, there, own, progress=progress)
     nothing = np.zeros_like(value, int)
     return Curve(levels, value, stderr, residual, nothing, nothing)
 
 
-def _flat(name: str, points: ArrayLike) -> np.ndarray:
-    points = np.asarray(points)
-    if not jnp.issubdtype(points.dtype, jnp.floating):
-        raise TypeError(
-            f"`closed_form_curve({name}=...)` has dtype {points.dtype}; points are in real data "
-            "units. Convert them, for example `x.astype(float) / 255`."
-        )
-    if points.ndim == 0 or points.size == 0 or not np.all(np.isfinite(points)):
-        raise ValueError(
-            f"`closed_form_curve({name}=...)` of shape {points.shape} must hold at least one point "
-            "and neither NaN nor infinity."
-        )
-    return points.reshape(len(points), -1)
+def _checked(name: str, points: ArrayLike) -> np.ndarray:
+    array = check_points("closed_form_curve", name, points)
+    check_finite("closed_form_curve", name, array)
+    return array
 
 
 @functools.lru_cache(maxsize=8)
-def _mapped(chunk_size: int, progress: Progress | None) -> Callable[..., Any]:
-    return over_points(_at_one, (None, None, None, 0, 0), chunk_size=chunk_size, progress=progress)
+def _mapped(chunk_size: int) -> Callable[..., Any]:
+    return over_points(_at_one, (None, None, None, 0, 0), chunk_size=chunk_size)
 
 
 def _at_one(

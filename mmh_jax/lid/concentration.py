@@ -19,7 +19,6 @@ import numpy as np
 
 from mmh_jax.lid.neighborhoods import check_offsets, over_neighborhoods
 from mmh_jax.lid.neighbors import nearest_neighbors
-from mmh_jax.lid.pairs import pair_distances
 from mmh_jax.typing import Array, ArrayLike, is_traced
 
 __all__ = ["DENSE", "DancoStatistics", "check_sizes", "danco_statistics"]
@@ -68,12 +67,13 @@ def danco_statistics(points: ArrayLike, num_neighbors: int = 10) -> DancoStatist
         nu, tau, used = _angles_at(points, indices)
     else:
         offsets = flat[None, :, :] - flat[:, None, :]
-        distances = pair_distances(flat)[:, : num_neighbors + 1]
         largest = jnp.max(jnp.abs(offsets))
-        square = jnp.sum((offsets / jnp.where(largest == 0, 1, largest)) ** 2, axis=-1)
+        unit = jnp.where(largest == 0, 1, largest)
+        square = jnp.sum((offsets / unit) ** 2, axis=-1)
         square = jnp.where(jnp.eye(len(flat), dtype=bool), jnp.inf, square)
-        nearest = jax.lax.top_k(-square, num_neighbors)[1]
-        nu, tau, used = jax.vmap(lambda of, index: _von_mises(of[index]))(offsets, nearest)
+        negative, nearest = jax.lax.top_k(-square, num_neighbors + 1)
+        distances = unit * jnp.sqrt(-negative)
+        nu, tau, used = jax.vmap(lambda of, index: _von_mises(of[index]))(offsets, nearest[:, :-1])
     num = jnp.maximum(jnp.sum(used), 1)
     direction, concentration = (jnp.sum(jnp.where(used, x, 0)) / num for x in (nu, tau))
     return DancoStatistics(_norm_dimension(distances), direction, concentration)

@@ -17,12 +17,19 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import cdist
 
 from mmh_jax.lid.neighbors import nearest_neighbors
+from mmh_jax.lid.points import check_finite, check_points, rounded, rounding_offset
 from mmh_jax.mapping import Progress
 from mmh_jax.typing import ArrayLike
 
 __all__ = ["Duplicates", "find_duplicates"]
+
+# Neighbours that are looked at first.
+_FEW = 8
+# Numbers in a block of differences or distances.
+_BLOCK = 2**22
 
 
 class Duplicates(NamedTuple):
@@ -50,8 +57,10 @@ def find_duplicates(
 ) -> Duplicates:
     """Group equal points, and with a tolerance those linked by steps no longer than it.
 
-    Cost: a sort of the rows; with a tolerance also the nearest neighbours of what is left, and
-    again with twice as many for points that have more than 8 within the tolerance.
+    Steps are measured in the precision of the points, not in that of `nearest_neighbors`.
+
+    Cost: a sort of the rows; with a tolerance also the 8 nearest neighbours of what is left, and
+    for points with all 8 within the tolerance their distances to all others, in blocks.
 
     Args:
         points: (N, *shape), floating.  0 and -0 are equal.
@@ -67,31 +76,18 @@ def find_duplicates(
     >>> find_duplicates(points).cluster, find_duplicates(points, tolerance=0.2).counts
     (array([0, 1, 0, 2]), array([2, 2]))
     """
-    points = _checked(points)
+    array = check_points("find_duplicates", "points", points)
+    check_finite("find_duplicates", "points", array)
+    rows = array.reshape(len(array), -1)
     if not 0 <= tolerance < float("inf"):
         raise ValueError(
             f"`find_duplicates(tolerance={tolerance})` must be a finite number of at least 0."
         )
-    exact = _grouped(np.unique(_rows_as_bytes(points), return_inverse=True)[1])
+    exact = _grouped(np.unique(_rows_as_bytes(rows), return_inverse=True)[1])
     if tolerance == 0 or len(exact.first) == 1:
         return exact
-    near = _linked(points[exact.first], tolerance, progress)
+    near = _linked(rows[exact.first], tolerance, progress)
     return _grouped(near[exact.cluster])
-
-
-def _checked(points: ArrayLike) -> np.ndarray:
-    points = np.asarray(points)
-    if not np.issubdtype(points.dtype, np.floating):
-        raise TypeError(
-            f"`find_duplicates(points=...)` has dtype {points.dtype}; points are in real data "
-            "units. Convert them, for example `x.astype(float) / 255`."
-        )
-    if points.ndim == 0 or points.size == 0 or not np.all(np.isfinite(points)):
-        raise ValueError(
-            f"`find_duplicates(points=...)` of shape {points.shape} must hold at least one point "
-            "and neither NaN nor infinity."
-        )
-    return points.reshape(len(points), -1)
 
 
 def _rows_as_bytes(points: np.ndarray) -> np.ndarray:
@@ -113,22 +109,46 @@ def _grouped(labels: np.ndarray) -> Duplicates:
 
 def _linked(points: np.ndarray, tolerance: float, progress: Progress | None) -> np.ndarray:
     """(N,) a label for each of N different points, equal for those that a chain links."""
-    num, num_neighbors = len(points), min(8, len(points) - 1)
-    found = nearest_neighbors(points, num_neighbors, progress=progress)
-    distances, indices = np.asarray(found.distances), np.asarray(found.indices)
-    rows, queries, links = [], np.arange(num), []
-    while True:
-        close = distances <= tolerance
-        row, column = np.nonzero(close)
-        rows.append(queries[row])
-        links.append(indices[row, column])
-        # All of its neighbours are within the tolerance: there may be more.
-        queries = queries[close.all(axis=1)]
-        if num_neighbors == num - 1 or not len(queries):
-            break
-        num_neighbors = min(2 * num_neighbors, num - 1)
-        found = nearest_neighbors(points, num_neighbors, queries=points[queries], exclude=queries)
-        distances, indices = np.asarray(found.distances), np.asarray(found.indices)
-    start, end = np.concatenate(rows), np.concatenate(links)
-    graph = coo_matrix((np.ones(len(start), bool), (start, end)), shape=(num, num))
+    num = len(points)
+    found = nearest_neighbors(points, min(_FEW, num - 1), progress=progress)
+    # They are found in the working precision, in which a step may look longer than it is.
+    largest = np.abs(rounded(points, rounding_offset(points))).max()
+    blur = 4 * points.shape[1] ** 0.5 * np.finfo(found.distances.dtype).eps * largest
+    near = found.distances <= tolerance + blur
+    starts, column = np.nonzero(near)
+    ends = found.indices[starts, column]
+    short = _lengths(points, starts, ends) <= tolerance
+    labels = _joined(num, starts[short], ends[short])
+    # Where a few neighbours are all near there may be more, in other groups.
+    crowded = np.flatnonzero(near.all(axis=1) & (near.shape[1] < num - 1))
+    return _joined(labels.max() + 1, *_between_groups(points, labels, crowded, tolerance))[labels]
+
+
+def _lengths(points: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Of the steps between pairs of points, in the precision of the points."""
+    lengths = np.empty(len(starts))
+    step = max(_BLOCK // points.shape[1], 1)
+    for begin in range(0, len(starts), step):
+        part = slice(begin, begin + step)
+        lengths[part] = np.linalg.norm(points[starts[part]] - points[ends[part]], axis=1)
+    return lengths
+
+
+def _between_groups(
+    points: np.ndarray, labels: np.ndarray, rows: np.ndarray, tolerance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of labels that some of the `rows` link, from their distances to all points."""
+    pairs = [np.zeros((2, 0), labels.dtype)]
+    step = max(_BLOCK // len(points), 1)
+    for begin in range(0, len(rows), step):
+        part = rows[begin : begin + step]
+        here, there = np.nonzero(cdist(points[part], points) <= tolerance)
+        pairs.append(np.unique(np.stack([labels[part[here]], labels[there]]), axis=1))
+    starts, ends = np.concatenate(pairs, axis=1)
+    return starts, ends
+
+
+def _joined(num: int, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """(num,) the connected component of each node of a graph."""
+    graph = coo_matrix((np.ones(len(starts), bool), (starts, ends)), shape=(num, num))
     return connected_components(graph, directed=False)[1]

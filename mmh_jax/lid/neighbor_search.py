@@ -26,7 +26,7 @@ best of these are found after an all-gather; an answer is proved if it is on eac
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -43,10 +43,8 @@ __all__ = [
     "Space",
     "by_difference",
     "by_filter",
-    "centre_of",
     "distance",
     "farthest_coordinate",
-    "slices_of",
     "space_of",
 ]
 
@@ -95,22 +93,6 @@ def farthest_coordinate(points: np.ndarray, centre: np.ndarray) -> float:
     """The largest coordinate of `points - centre`, without a copy of the points."""
     high, low = points.max(axis=0) - centre, centre - points.min(axis=0)
     return float(max(high.max(), low.max()))
-
-
-def slices_of(flat: np.ndarray) -> Iterator[slice]:
-    """Of the rows, a few megabytes each."""
-    step = max(2**20 // flat[0].size, 1)
-    return (slice(start, start + step) for start in range(0, len(flat), step))
-
-
-def centre_of(array: np.ndarray) -> np.ndarray:
-    """(D,) float64 near the middle of the points: medians over at most 1,001 of them.
-
-    Not the mean, which one far outlier moves far from all others.
-    """
-    flat = array.reshape(len(array), -1)
-    some = np.linspace(0, len(flat) - 1, min(len(flat), 1001)).astype(int)
-    return np.median(flat[some].astype(np.float64), axis=0)
 
 
 def distance(q: Array, p: Array) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mmh_jax.lid.neighbor_search import centre_of
+from mmh_jax.lid.points import rounded, rounding_offset
 from mmh_jax.mapping import Progress, over_points
 from mmh_jax.typing import Array, ArrayLike
 
@@ -65,13 +65,8 @@ def over_neighborhoods(
                 f"`indices` has shape {indices.shape}; for {len(here)} points it must be "
                 f"({len(here)}, k), as `nearest_neighbors` returns it."
             )
-        everywhere, here = (array.reshape(len(array), -1) for array in (everywhere, here))
-        dtype = jnp.result_type(float)
-        if max(everywhere.dtype.itemsize, here.dtype.itemsize) > dtype.itemsize:
-            # Rounding would otherwise cost digits of the offsets in proportion to their place.
-            centre = centre_of(everywhere)
-            everywhere, here = everywhere - centre, here - centre
-        everywhere, here = everywhere.astype(dtype), here.astype(dtype)
+        offset = rounding_offset(everywhere, here)
+        everywhere, here = rounded(everywhere, offset), rounded(here, offset)
         numbers = indices.shape[1] * everywhere.shape[1]
         size = chunk_size or int(np.clip(_CHUNK // numbers, 1, 256))
         if size not in mapped:

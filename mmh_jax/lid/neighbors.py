@@ -20,16 +20,16 @@ from mmh_jax.lid.neighbor_search import (
     POINTS_AXIS,
     by_difference,
     by_filter,
-    centre_of,
     farthest_coordinate,
-    slices_of,
     space_of,
 )
+from mmh_jax.lid.points import centre_of, check_finite, check_points, rounded, rounding_offset
 from mmh_jax.mapping import Progress
 from mmh_jax.typing import ArrayLike
 
 __all__ = ["Neighbors", "nearest_neighbors"]
 
+_CALLER = "nearest_neighbors"
 # Numbers in a part of the points: 128 MiB in float32.
 _PART = 2**25
 # Rows of points in one matrix product, for each query in it.
@@ -100,30 +100,30 @@ def nearest_neighbors(
     """
     _check_size("num_neighbors", num_neighbors)
     _check_size("block_size", block_size)
-    whole = None if isinstance(points, Iterator) or _is_list(points) else _array("points", points)
+    whole = None if _is_in_parts(points) else _checked("points", points)
     if queries is None and whole is None:
         raise ValueError(
             "`nearest_neighbors(points=...)` is an iterable; pass `queries=`, or an array."
         )
-    asked: Any = whole if queries is None else _array("queries", queries)
-    _check_finite("points" if queries is None else "queries", asked)
+    asked: Any = whole if queries is None else _checked("queries", queries)
+    check_finite(_CALLER, "points" if queries is None else "queries", asked)
     own = _excluded(exclude, len(asked), are_points=queries is None)
     search = _Search(asked, own, num_neighbors, block_size, mesh)
     if whole is None:
-        num_parts, parts = 0, (_array("points", part) for part in cast("Iterable[Any]", points))
-        search.prepare(centre_of(asked), None, None)
+        num_parts, parts = 0, (_checked("points", part) for part in cast("Iterable[Any]", points))
+        search.prepare(asked, num_rows=0)
     else:
         _check_shape(whole.shape[1:], asked)
         _check_enough(num_neighbors, len(whole), own)
         rows = max(_PART // max(whole[0].size, 1), 1)
         num_parts = -(-len(whole) // rows)
         parts = (whole[start : start + rows] for start in range(0, len(whole), rows))
-        search.prepare(centre_of(whole), whole.dtype, min(rows, len(whole)))
+        search.prepare(whole, num_rows=min(rows, len(whole)))
     num_points = 0
     for number, part in enumerate(parts):
         _check_shape(part.shape[1:], asked)
         if queries is not None:
-            _check_finite("points", part, first=num_points)
+            check_finite(_CALLER, "points", part, first=num_points)
         search.add(part, num_points, _shifted(progress, number, num_parts, len(asked)))
         num_points += len(part)
     _check_enough(num_neighbors, num_points, own)
@@ -143,30 +143,30 @@ class _Search:
     ):
         self.asked, self.own = queries, own
         self.num_neighbors, self.block_size, self.mesh = num_neighbors, block_size, mesh
-        self.dtype = np.dtype(jnp.result_type(float))
-        self.distances = np.full((len(queries), num_neighbors), np.inf, self.dtype)
+        self.distances = np.full((len(queries), num_neighbors), np.inf, jnp.result_type(float))
         self.indices = np.zeros((len(queries), num_neighbors), np.int32)
 
-    def prepare(self, centre: np.ndarray, dtype: Any, num_rows: int | None) -> None:
-        """Bring the queries into the working precision; `num_rows` is that of the largest part."""
-        # Rounding would otherwise cost digits of the distances in proportion to the offset.  Of an
-        # iterable it is not known yet whether it is wider: the queries decide.
-        width = max(self.asked.dtype.itemsize, np.dtype(dtype or self.asked.dtype).itemsize)
-        self.offset = centre if width > self.dtype.itemsize else np.zeros_like(centre)
-        self.centre = centre - self.offset
-        self.queries = self._rounded(self.asked)
+    def prepare(self, points: np.ndarray, *, num_rows: int) -> None:
+        """Bring the queries into the working precision.
+
+        Args:
+            points: all of them, or the queries where they are not known yet.
+            num_rows: of the largest part; 0 if it is not known.
+        """
+        self.offset = rounding_offset(points, self.asked)
+        self.centre = centre_of(points) - self.offset
+        self.queries = rounded(self.asked, self.offset)
         self.farthest = farthest_coordinate(self.queries, self.centre)
         self.num_rows = num_rows
 
     def add(self, part: np.ndarray, first: int, progress: Progress | None) -> None:
         """Search one part, whose first row has the index `first`."""
-        rounded = self._rounded(part)
-        rows = min(_ROWS_PER_QUERY * self.block_size, len(part))
-        splits = 1 if self.mesh is None else self.mesh.shape.get(POINTS_AXIS, 1)
         # All parts of an array have the blocks of the largest, so that one program serves all.
-        num_blocks = -(-max(self.num_rows or 0, len(part)) // rows)
-        num_blocks = -(-num_blocks // splits) * splits
-        space = space_of(rounded, self.centre, rows, num_blocks, self.farthest)
+        num_rows = max(self.num_rows, len(part))
+        rows = min(_ROWS_PER_QUERY * self.block_size, num_rows)
+        splits = 1 if self.mesh is None else self.mesh.shape.get(POINTS_AXIS, 1)
+        num_blocks = -(-num_rows // (rows * splits)) * splits
+        space = space_of(rounded(part, self.offset), self.centre, rows, num_blocks, self.farthest)
         if self.mesh is None:
             space = jax.device_put(space)
         own = (self.own - first).clip(-1, len(part)).astype(np.int32)
@@ -186,14 +186,6 @@ class _Search:
         self.distances = np.take_along_axis(distances, order, axis=1)
         self.indices = np.take_along_axis(indices, order, axis=1)
 
-    def _rounded(self, array: np.ndarray) -> np.ndarray:
-        """(N, D) in the working precision, a few rows at a time."""
-        flat = array.reshape(len(array), -1)
-        result = np.empty(flat.shape, self.dtype)
-        for part in slices_of(flat):
-            result[part] = flat[part] - self.offset if self.offset.any() else flat[part]
-        return result
-
 
 def _shifted(progress: Progress | None, number: int, num_parts: int, num: int) -> Progress | None:
     if progress is None:
@@ -201,34 +193,15 @@ def _shifted(progress: Progress | None, number: int, num_parts: int, num: int) -
     return lambda done, total: progress(number * num + done, num_parts * num)
 
 
-def _is_list(points: Any) -> bool:
-    """Whether it is a list or tuple of arrays, and not an array written as nested lists."""
-    return not hasattr(points, "shape") and any(hasattr(part, "shape") for part in points)
+def _is_in_parts(points: Any) -> bool:
+    """Whether it is an iterator, or a list or tuple of arrays each of which holds points."""
+    if hasattr(points, "shape"):
+        return False
+    return isinstance(points, Iterator) or any(getattr(part, "ndim", 0) > 1 for part in points)
 
 
-def _array(name: str, points: Any) -> np.ndarray:
-    points = np.asarray(points)
-    if not jnp.issubdtype(points.dtype, jnp.floating):
-        raise TypeError(
-            f"`nearest_neighbors({name}=...)` has dtype {points.dtype}; points are in real data "
-            "units. Convert them, for example `x.astype(float) / 255`."
-        )
-    if points.ndim == 0 or points.size == 0:
-        raise ValueError(
-            f"`nearest_neighbors({name}=...)` has shape {points.shape}; pass an array (N, *shape) "
-            "of at least one point."
-        )
-    return points
-
-
-def _check_finite(name: str, points: np.ndarray, first: int = 0) -> None:
-    flat = points.reshape(len(points), -1)
-    bad = np.concatenate([~np.isfinite(flat[part]).all(axis=1) for part in slices_of(flat)])
-    if bad.any():
-        raise ValueError(
-            f"`nearest_neighbors({name}=...)` has NaN or infinite values in {bad.sum()} of "
-            f"{len(points)} rows, row {first + bad.argmax()} the first; remove these rows."
-        )
+def _checked(name: str, points: Any) -> np.ndarray:
+    return check_points(_CALLER, name, points)
 
 
 def _check_size(name: str, value: int) -> None:
@@ -263,4 +236,4 @@ def _excluded(exclude: ArrayLike | None, num: int, *, are_points: bool) -> np.nd
             f"`nearest_neighbors(exclude=...)` has shape {own.shape} and dtype {own.dtype}; it "
             f"takes one row number, or -1, for each of the {num} queries."
         )
-    return own
+    return own.astype(np.int64)

@@ -11,10 +11,10 @@ import numpy as np
 from mmh_jax.lid.neighbor_search import (
     QUERIES_BY_DIFFERENCE,
     Space,
-    centre_of,
     distance,
     space_of,
 )
+from mmh_jax.lid.points import rounded, rounding_offset
 from mmh_jax.mapping import over_points
 from mmh_jax.typing import Array, ArrayLike
 
@@ -88,10 +88,7 @@ def count_pairs(points: ArrayLike, rows: np.ndarray, radii: Array) -> Any:
         (M, R).
     """
     array = np.asarray(points)
-    flat, dtype = array.reshape(len(array), -1), np.dtype(jnp.result_type(float))
-    if flat.dtype.itemsize > dtype.itemsize:
-        flat = flat - centre_of(flat)
-    flat = flat.astype(dtype)
+    flat = rounded(array, rounding_offset(array))
     size = min(_BLOCK, len(flat))
     space = space_of(flat, np.zeros(flat.shape[1]), size, -(-len(flat) // size), 0.0)
     return _count_at(jax.device_put(space), radii, flat[rows], rows.astype(np.int32))

@@ -46,8 +46,9 @@ def lid_of_data(
         source: what `data.sources.load` reads.
         out: the file to write.
         methods: of `lid.DATA_METHODS`, two columns each.
-        num_neighbors: k; None takes for each point and method the one on the plateau of its curve
-            over 8 to 128 neighbours, and adds a column with it.
+        num_neighbors: k; None takes for each point and method the one on a plateau of its curve
+            over 8 to 128 neighbours, and adds two columns: that k, 0 where the curve is nowhere
+            finite, and how many plateaus there are; with 0 there is no dimension.
         num_points: write the rows of so many points, chosen at random; all are neighbours.
         tolerance: in data units; points linked by steps no longer than it are duplicates.
         merge: whether duplicates are one point, the first of them, whose answer all of them have.
@@ -77,7 +78,7 @@ def lid_of_data(
     settings = {
         "source": str(source),
         "data": hash_of(data.points),
-        "num_neighbors": num_neighbors,
+        "num_neighbors": levels,
         "tolerance": tolerance,
         "merge": merge,
     }
@@ -98,10 +99,11 @@ def lid_of_data(
     columns = {"index": index}
     if data.labels is not None:
         columns["label"] = np.asarray(data.labels)[index]
-    for name, (value, stderr, k) in answers.items():
+    for name, (value, stderr, k, num_plateaus) in answers.items():
         columns |= {name: value[place], f"{name}_stderr": stderr[place]}
         if len(levels) > 1:
             columns[f"{name}_num_neighbors"] = k[place].astype(int)
+            columns[f"{name}_num_plateaus"] = num_plateaus[place].astype(int)
     back = twins.first if merge else np.arange(len(points))
     columns["nearest_index"] = back[neighbors.indices[place, 0]]
     columns["nearest_distance"] = neighbors.distances[place, 0]
@@ -120,9 +122,8 @@ def lid_of_data(
 def _check(methods: Sequence[str], num_points: int | None, tolerance: float) -> None:
     unknown = [name for name in methods if name not in lid.DATA_METHODS]
     if unknown or not methods:
-        raise ValueError(
-            f"unknown method {', '.join(unknown)!r}; there are {', '.join(lid.DATA_METHODS)}."
-        )
+        fault = f"unknown method {', '.join(unknown)!r}" if unknown else "no method"
+        raise ValueError(f"{fault}; there are {', '.join(lid.DATA_METHODS)}.")
     check_count("--num-points", num_points)
     if not 0 <= tolerance < float("inf"):
         raise ValueError(f"--tolerance is {tolerance:g}; it must be finite and at least 0.")
@@ -131,21 +132,21 @@ def _check(methods: Sequence[str], num_points: int | None, tolerance: float) -> 
 def _levels(
     source: str | Path, methods: Sequence[str], num_neighbors: int | None, num_points: int
 ) -> list[int]:
-    """The numbers of neighbours: one, or those of the curve."""
+    """The numbers of neighbours: one, or those of the curve.  `num_points` remain."""
     least = max(lid.DATA_METHODS[name].least for name in methods)
     if num_neighbors is None:
         levels = [k for k in LEVELS if least <= k < num_points]
         if len(levels) < MIN_LEVELS:
             raise ValueError(
-                f"{source} has {num_points} different points, too few for a curve over the number "
+                f"{source} has {num_points} points to look at, too few for a curve over the number "
                 "of neighbours; give --num-neighbors a number."
             )
         return levels
     check_count("--num-neighbors", num_neighbors, least=least)
     if num_neighbors >= num_points:
         raise ValueError(
-            f"{source} has {num_points} points, too few for {num_neighbors} neighbours of each; "
-            "lower --num-neighbors."
+            f"{source} has {num_points} points to look at, too few for {num_neighbors} neighbours "
+            "of each; lower --num-neighbors."
         )
     return [num_neighbors]
 
@@ -164,16 +165,17 @@ def _neighbors(points: np.ndarray, k: int, work: Path, report: Any) -> lid.Neigh
 def _answer(
     name: str, points: np.ndarray, neighbors: lid.Neighbors, levels: list[int], work: Path
 ) -> np.ndarray:
-    """(3, N): value, standard error and number of neighbours."""
+    """(4, N): value, standard error, number of neighbours and of plateaus (-1 without a curve)."""
     path = work / f"method_{name}.npy"
     kept = read_array(path)
-    if kept is not None and kept.shape == (3, len(points)):
+    if kept is not None and kept.shape == (4, len(points)):
         return kept
     if len(levels) == 1:
         value, stderr = lid.DATA_METHODS[name].at_points(points, neighbors)
-        answer = np.stack([value, stderr, np.full(len(points), levels[0], float)])
+        answer = np.stack([value, stderr, np.full(len(points), levels[0]), -np.ones(len(points))])
     else:
         found = lid.at_plateau(lid.neighbor_curve(name, points, neighbors, levels))
-        answer = np.stack([found.value, found.stderr, found.sigma])
+        k = np.nan_to_num(found.sigma)
+        answer = np.stack([found.value, found.stderr, k, found.num_plateaus])
     write_array(path, answer)
     return answer
