@@ -1,6 +1,7 @@
 """Plateaus: found where they are, none where there are none; and what the interval promises."""
 
 import itertools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,10 @@ def test_nan_stays_away_and_stays_visible():
     (found,) = lid.plateaus(curve(value))
     assert abs(found.value - 5) < 0.01
     assert found.sigma > SIGMAS[6]
-    result = lid.at_plateau(curve(np.full((2, 24), np.nan)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert lid.at_plateau(curve(np.full((1, 24), np.inf))).num_plateaus.tolist() == [0]
+        result = lid.at_plateau(curve(np.full((2, 24), np.nan)))
     assert np.all(np.isnan(result.value))
     assert result.num_plateaus.tolist() == [0, 0]
 

@@ -189,7 +189,8 @@ def _checked_one(caller: str, curve: Curve) -> tuple[np.ndarray, np.ndarray, np.
 
 def _roughness(sigmas: np.ndarray, values: np.ndarray) -> np.ndarray:
     """(S,), infinite at the two ends and where a value nearby is not finite."""
-    slope2 = np.gradient(values, np.log(sigmas)) ** 2
+    with np.errstate(invalid="ignore"):  # a curve may be infinite: no plateau is there
+        slope2 = np.gradient(values, np.log(sigmas)) ** 2
     mean = (slope2[:-2] + slope2[1:-1] + slope2[2:]) / 3
     inner = np.sqrt(mean) / np.maximum(np.abs(values[1:-1]), 1)
     return np.pad(np.where(np.isfinite(inner), inner, np.inf), 1, constant_values=np.inf)
