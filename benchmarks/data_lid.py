@@ -8,7 +8,9 @@ closed-form diffusion estimator, each point left out, at the plateau over sigma.
 Time: maximum likelihood, TwoNN, local PCA and ESS at every point, neighbours included, beside
 scikit-dimension (which loops over points for the last two: it is timed on `--num-looped` points,
 and the loop is divided by the number of cores, as if its `n_jobs` had no cost).  Growth: exponents
-of a line fitted to log time.  Memory: the largest resident set of a process of its own.
+of a line fitted to log time.  Search: time and recall of searches that may miss some neighbours,
+on Gaussians of 5 and of 50 dimensions in R^50.  Memory: the largest resident set of a process of
+its own.
 
     python benchmarks/data_lid.py --preset cpu
     python benchmarks/data_lid.py --preset cpu --images /usr/share/datasets/fashion-mnist/...idx3...
@@ -44,7 +46,7 @@ FAMILIES = ("benchmark", "embedded", "affine", "curved", "warped")
 OVER_K = ("mle", "two_nn", "ess", "local_pca")
 TIMED = ("mle", "two_nn", "local_pca", "ess")
 NUM_LEVELS = 16
-Part = Literal["accuracy", "time", "growth", "memory"]
+Part = Literal["accuracy", "time", "growth", "search", "memory"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,13 +269,48 @@ def mean_rows(found: dict[str, dict[str, float | None]]) -> list[dict[str, Any]]
     return rows
 
 
+def searches(num: int, ambient_dim: int, k: int) -> list[dict[str, Any]]:
+    """Searches that may miss some neighbours beside the exact one, and what that does to MLE."""
+    rows: list[dict[str, Any]] = []
+    rng = np.random.default_rng(0)
+    for dim in (5, ambient_dim):
+        points = (
+            rng.normal(size=(num, dim)) @ np.linalg.qr(rng.normal(size=(ambient_dim, dim)))[0].T
+        )
+        points = points.astype(np.float32)
+        exact = None
+        for name, search in (
+            ("exact", None), ("approximate", lid.approximate()), ("nn_descent", lid.nn_descent()),
+        ):  # fmt: skip
+            lid.nearest_neighbors(points[:500], k, search=search)  # compiles what it can
+            start = time.perf_counter()
+            found = lid.nearest_neighbors(points, k, search=search)
+            seconds = time.perf_counter() - start
+            exact = found if exact is None else exact
+            hits = sum(
+                len(np.intersect1d(*pair))
+                for pair in zip(found.indices, exact.indices, strict=True)
+            )
+            rows.append(
+                {
+                    "d": dim, "D": ambient_dim, "n": num, "k": k, "search": name,
+                    "seconds": seconds, "recall": hits / exact.indices.size,
+                    "mean MLE": float(
+                        lid.DATA_METHODS["mle"].at_points(points, found).value.mean()
+                    ),
+                }
+            )  # fmt: skip
+    return rows
+
+
 def main(
     preset: Literal["smoke", "cpu", "accelerator"] = "cpu",
     sets: tuple[str, ...] | None = None,
     num_neighbors: int = 50,
     largest_dim: int = 100,
+    methods: tuple[str, ...] | None = None,
     images: Path | None = None,
-    parts: tuple[Part, ...] = ("accuracy", "time", "growth", "memory"),
+    parts: tuple[Part, ...] = ("accuracy", "time", "growth", "search", "memory"),
     out: Path = Path("data_lid.json"),
 ) -> int:
     """Run, print, write.
@@ -283,6 +320,7 @@ def main(
         sets: names of `data.registry`; by default all below `largest_dim`.
         num_neighbors: k of the accuracy table.
         largest_dim: of the coordinates of a set.
+        methods: in the accuracy table, of `lid.DATA_METHODS`; by default all.
         images: an idx file of pictures.
         parts: what to measure.
         out: the JSON file.
@@ -291,10 +329,12 @@ def main(
     if preset == "smoke" and sets is None:
         sets = ("M7 roll", "M2 affine")
     if "accuracy" in parts:
-        methods = list(lid.DATA_METHODS) if preset != "smoke" else [*OVER_K, "tle", "local_pca_gap"]
+        if methods is None:
+            few = (*OVER_K, "tle", "local_pca_gap")
+            methods = few if preset == "smoke" else tuple(lid.DATA_METHODS)
         found: dict[str, dict[str, float | None]] = {}
         for known in sets_below(largest_dim, None if sets is None else list(sets)):
-            found[known.name] = accuracy(known, sizes.num_points, num_neighbors, methods)
+            found[known.name] = accuracy(known, sizes.num_points, num_neighbors, list(methods))
             console.print(f"{known.name}: done", style="dim")
         half = (len(next(iter(found.values()))) + 2) // 3
         columns = list(next(iter(found.values())))
@@ -315,6 +355,9 @@ def main(
     if "growth" in parts:
         content["growth"] = growth(sizes.growth)
         table("exponents of the time", content["growth"])
+    if "search" in parts:
+        content["search"] = searches({"smoke": 1_000}.get(preset, 50_000), 50, 20)
+        table("searches that may miss some neighbours", content["search"])
     if "memory" in parts:
         with tempfile.TemporaryDirectory() as scratch:
             content["memory"] = memory(sizes, images, Path(scratch))

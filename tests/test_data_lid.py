@@ -288,6 +288,7 @@ def test_spectra_of_nothing_have_no_dimension():
         local_pca.fukunaga_olsen, local_pca.rank_by_ratio, local_pca.explained_variance,
         local_pca.kaiser, local_pca.broken_stick, local_pca.fan,
         functools.partial(local_pca.minka, num_samples=9, ambient_dim=5),
+        functools.partial(local_pca.ca_pca, radius=1.0),
     ]  # fmt: skip
     for rule in rules:
         assert rule(jnp.zeros(5)) == 0, rule
@@ -311,6 +312,41 @@ def test_rules_count_the_directions_of_a_thick_plane(dim):
     assert local_pca.rank_by_ratio(spectrum) == dim
     assert local_pca.minka(spectrum, num_samples=200, ambient_dim=8) == dim
     assert local_pca.explained_variance(spectrum) == dim
+
+
+@pytest.mark.parametrize("radius", [1e-3, 1.0, 50.0])
+@pytest.mark.parametrize("dim", [1, 4, 20])
+def test_ca_pca_knows_the_spectrum_of_a_ball(dim, radius, x64):
+    # Where not all directions are tangent, the others hold what curvature took from these.
+    for normal in (0.0, 0.01):
+        flat = jnp.full(dim, 1 / (dim + 2) - normal * (3 * dim + 4) / (dim * (dim + 4)))
+        spectrum = radius**2 * jnp.concatenate([flat, jnp.array([normal, 0.0, 0.0])])
+        assert local_pca.ca_pca(spectrum, radius=radius) == dim
+
+
+def test_ca_pca_is_its_formula(x64):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        spectrum, radius = np.sort(rng.exponential(size=12) ** 2)[::-1], rng.uniform(0.5, 6)
+        scores = []
+        for d in range(1, 13):
+            inside, beyond = spectrum[:d] / radius**2, sum(spectrum[d:]) / radius**2
+            ball = inside + (3 * d + 4) / (d * (d + 4)) * beyond - 1 / (d + 2)
+            scores.append(sum(ball**2) ** 0.5 + 2 * beyond)
+        assert local_pca.ca_pca(jnp.asarray(spectrum), radius=radius) == 1 + np.argmin(scores)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_ca_pca_of_a_curved_sheet(dim):
+    """The graph of |x|^2 in a unit ball: nine tenths of the variance are not in d directions."""
+    rng = np.random.default_rng(1)
+    x = rng.uniform(-1, 1, size=(200_000, dim))
+    height = np.sum(x**2, axis=1)
+    area = np.sqrt(1 + 4 * height)  # |det| of the chart
+    kept = (height + height**2 < 1) & (rng.uniform(size=len(x)) * 5**0.5 < area)
+    sheet = np.concatenate([x, height[:, None], np.zeros((len(x), 2))], axis=1)[kept]
+    spectrum = jnp.asarray(np.linalg.eigvalsh(np.cov(sheet.T))[::-1].clip(0), jnp.float32)
+    assert local_pca.ca_pca(spectrum, radius=1.0) == dim
 
 
 @pytest.mark.parametrize("estimator", [ess, abid])

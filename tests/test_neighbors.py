@@ -7,7 +7,8 @@ from hypothesis.extra import numpy as hnp
 from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
 
-from mmh_jax.lid import neighbor_search, neighbors
+from mmh_jax import lid
+from mmh_jax.lid import approximate_search, neighbor_search, neighbors
 from mmh_jax.lid.neighbors import nearest_neighbors
 
 RNG = np.random.default_rng(0)
@@ -387,3 +388,71 @@ def test_what_cannot_be_read_in_parts_is_named():
     bad[2] = np.nan
     with pytest.raises(ValueError, match=r"1 of 4 rows, row 7 the first"):
         nearest_neighbors(iter([points, bad]), 1, queries=points)
+
+
+def recall_of(found, exact):
+    """The share of the neighbours that was found, and whether the distances of those are right."""
+    hits = [len(np.intersect1d(*rows)) for rows in zip(found.indices, exact.indices, strict=True)]
+    return sum(hits) / exact.indices.size
+
+
+SEARCHES = {
+    "approximate": lambda: lid.approximate(0.9),
+    "descent": lambda: lid.nn_descent(seed=1),
+}
+
+
+# Its import compiles for half a minute: one process does it.
+@pytest.mark.xdist_group("descent")
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("asked", ["the points", "others"])
+def test_a_search_that_may_miss_some(name, asked):
+    if name == "descent":
+        pytest.importorskip("pynndescent")
+    points = SETS["normal"].astype(np.float32)
+    queries = None if asked == "the points" else points[:50] + np.float32(0.01)
+    found = nearest_neighbors(points, 10, queries=queries, search=SEARCHES[name]())
+    exact = nearest_neighbors(points, 10, queries=queries)
+    assert recall_of(found, exact) > 0.9
+    # What it found has its true distance, in ascending order, and no point is its own neighbour.
+    from_ = points if queries is None else queries
+    true = np.linalg.norm(points[found.indices] - from_[:, None], axis=2)
+    np.testing.assert_allclose(found.distances, true, rtol=1e-5)
+    assert np.all(np.diff(found.distances) >= 0)
+    assert np.all(found.distances >= exact.distances * (1 - 1e-6))
+    if queries is None:
+        assert not np.any(found.indices == np.arange(len(points))[:, None])
+
+
+@pytest.mark.xdist_group("descent")
+def test_descent_with_duplicates_and_few_points():
+    pytest.importorskip("pynndescent")
+    points = SETS["one point 200 times"].astype(np.float32)
+    found = nearest_neighbors(points, 12, search=lid.nn_descent())
+    assert np.all(found.distances[:200] == 0)
+    few = RNG.normal(size=(7, 3)).astype(np.float32)
+    np.testing.assert_array_equal(
+        nearest_neighbors(few, 6, search=lid.nn_descent()).indices,
+        nearest_neighbors(few, 6).indices,
+    )
+
+
+def test_what_a_graph_lacks_is_searched_exactly(monkeypatch):
+    points = SETS["normal"].astype(np.float32)
+    exact = nearest_neighbors(points, 5)
+    nothing = lambda self, points, queries, num: np.full((600, num), -1)  # noqa: E731
+    monkeypatch.setattr(approximate_search.NNDescent, "candidates", nothing)
+    found = nearest_neighbors(points, 5, search=approximate_search.NNDescent(0, ()))
+    np.testing.assert_array_equal(found.indices, exact.indices)
+    np.testing.assert_array_equal(found.distances, exact.distances)
+
+
+def test_searches_that_cannot_be():
+    descent = approximate_search.NNDescent(0, ())
+    points = np.zeros((4, 2), np.float32)
+    with pytest.raises(ValueError, match="takes an array of points and no mesh"):
+        nearest_neighbors(iter([points]), 1, queries=points, search=descent)
+    with pytest.raises(ValueError, match="exceeds the 3 points"):
+        nearest_neighbors(points, 4, search=descent)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        lid.approximate(1.5)

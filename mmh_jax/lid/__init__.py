@@ -1,6 +1,7 @@
 """Local intrinsic dimension: of a model (through its denoiser) and of data (through neighbours)."""
 
 from mmh_jax.lid.angles import abid, ess, expected_skewness, simplex_skewness
+from mmh_jax.lid.approximate_search import approximate, nn_descent
 from mmh_jax.lid.closed_form import closed_form_curve
 from mmh_jax.lid.concentration import DancoStatistics, danco_statistics
 from mmh_jax.lid.correlation import correlation_dimension, takens
@@ -24,6 +25,7 @@ from mmh_jax.lid.jacobian_rank import (
 )
 from mmh_jax.lid.local_pca import (
     broken_stick,
+    ca_pca,
     explained_variance,
     fan,
     fukunaga_olsen,
@@ -70,8 +72,10 @@ __all__ = [
     "Spectrum",
     "TangentSpace",
     "abid",
+    "approximate",
     "at_plateau",
     "broken_stick",
+    "ca_pca",
     "choose_scale",
     "closed_form_curve",
     "correlation_dimension",
@@ -108,6 +112,7 @@ __all__ = [
     "nearest_ball",
     "nearest_neighbors",
     "neighbor_curve",
+    "nn_descent",
     "normal_bundle_spectrum",
     "over_neighborhoods",
     "pair_distances",

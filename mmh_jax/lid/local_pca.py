@@ -14,6 +14,7 @@ of them read the same vector, `local_spectrum`, at no further cost.
 | `broken_stick` | the first l_i / sum above the i-th longest piece of a stick broken at random |
 | `fan` | where a gap or the explained variance is large, above a noise floor (Fan et al. 2010) |
 | `minka` | the largest Laplace evidence of probabilistic PCA (Minka 2000) |
+| `ca_pca` | the ball of R^d whose spectrum is nearest, after curvature (Gilbert & O'Neill 2023) |
 | `lid.participation_ratio` | (sum l)^2 / sum l^2, not an integer |
 
 Counting needs more neighbours than dimensions: k points have a covariance of rank k - 1.
@@ -29,6 +30,7 @@ from mmh_jax.typing import Array, ArrayLike
 
 __all__ = [
     "broken_stick",
+    "ca_pca",
     "explained_variance",
     "fan",
     "fukunaga_olsen",
@@ -218,6 +220,43 @@ def minka(spectrum: ArrayLike, *, num_samples: int, ambient_dim: int) -> Array:
 
     found = jnp.where(counts < rank, jax.vmap(evidence)(counts), -jnp.inf)
     return jnp.where((rank < 2) | (rank < p), rank, jnp.argmax(found) + 1)
+
+
+def ca_pca(spectrum: ArrayLike, *, radius: ArrayLike) -> Array:
+    r"""The dimension of the ball with the nearest spectrum, after curvature (CA-PCA).
+
+    Points uniform in a d-dimensional ball of radius r have d eigenvalues r^2 / (d + 2).  On a
+    manifold that is quadratic to second order, curvature takes from each of these a part of what
+    it puts into the normal directions, t_d = sum_{i > d} l_i.  Gilbert & O'Neill (2023,
+    2309.13478) give it back, and take the d that minimises
+
+        |(l_i + (3 d + 4) / (d (d + 4)) t_d - r^2 / (d + 2))_{i <= d}| + 2 t_d.
+
+    Unlike the rules that count, it uses the size of the eigenvalues: it wants points of constant
+    density, and a true radius.
+
+    Args:
+        spectrum: from `local_spectrum`.
+        radius: of the ball that holds the neighbours: the authors take the mean of the distances
+            of the last neighbour and of the first that is left out.
+
+    Returns:
+        An integer, at most the length of the spectrum; 0 if all eigenvalues are 0.
+
+    >>> ca_pca(jnp.array([0.2, 0.2, 0.2, 0.0]), radius=1.0)    # a ball of three dimensions
+    Array(3, dtype=int32)
+    """
+    spectrum = _checked("ca_pca", spectrum)
+    radius = jnp.asarray(radius, spectrum.dtype)
+    unit = jnp.where(radius > 0, radius, 1) ** 2
+    values = spectrum / unit
+    d = jnp.arange(1, len(values) + 1)
+    inside = d[None, :] <= d[:, None]
+    normal = jnp.sum(jnp.where(inside, 0, values), axis=1)
+    adjusted = values + ((3 * d + 4) / (d * (d + 4)) * normal)[:, None]
+    missed = jnp.where(inside, adjusted - (1 / (d + 2))[:, None], 0)
+    place = jnp.argmin(jnp.linalg.norm(missed, axis=1) + 2 * normal)
+    return jnp.where(spectrum[0] > 0, place + 1, 0)
 
 
 def _checked(caller: str, spectrum: ArrayLike) -> Array:

@@ -22,6 +22,7 @@ from mmh_jax.lid.danco import danco, danco_calibration, nearest_ball
 from mmh_jax.lid.jacobian_rank import participation_ratio
 from mmh_jax.lid.local_pca import (
     broken_stick,
+    ca_pca,
     explained_variance,
     fan,
     fukunaga_olsen,
@@ -129,6 +130,14 @@ def _minka(offsets: Array) -> Array:
     return minka(_unitless_spectrum(offsets), num_samples=num_samples, ambient_dim=ambient_dim)
 
 
+def _ca_pca(offsets: Array) -> Array:
+    """Of all but the last neighbour, which is needed for the radius."""
+    largest = jnp.max(jnp.abs(offsets))
+    offsets = offsets / jnp.where(largest == 0, 1, largest)
+    radius = jnp.mean(jnp.linalg.norm(offsets[-2:], axis=1))
+    return ca_pca(local_spectrum(offsets[:-1]), radius=radius)
+
+
 # The estimators of a set, at a point, take its k neighbours as one.
 
 
@@ -207,6 +216,7 @@ DATA_METHODS = {
     "local_pca_broken_stick": DataMethod(3, _of_spectra(broken_stick)),
     "local_pca_fan": DataMethod(3, _of_spectra(fan)),
     "local_pca_minka": DataMethod(3, _of_offsets(_minka)),
+    "ca_pca": DataMethod(4, _of_offsets(_ca_pca)),
     "participation_ratio": DataMethod(3, _of_spectra(participation_ratio)),
     "corr_int": DataMethod(4, _of_offsets(_corr_int), whole=_corr_int_of_all),
     "takens": DataMethod(4, _of_offsets(_takens), takens),

@@ -19,6 +19,9 @@ with more duplicates than were kept) are searched again, by difference over all 
 The bound c is the probabilistic one of Higham & Mary (2019), four times the root of the number of
 terms; up to D = 16 it is the worst case.
 
+A search that may miss some keeps the points that `lax.approx_min_k` finds in a block (Chern et al.
+2022, 2206.14286), and proves nothing.
+
 On a mesh with an axis `points` the blocks are split over it: every device keeps its best, and the
 best of these are found after an all-gather; an answer is proved if it is on each device.
 """
@@ -104,14 +107,25 @@ def distance(q: Array, p: Array) -> Array:
 
 
 def _least(
-    space: Space, own: Array, first: Array | int, measure: Callable[[Array], Array], num_kept: int
+    space: Space,
+    own: Array,
+    first: Array | int,
+    measure: Callable[[Array], Array],
+    num_kept: int,
+    recall: float | None = None,
 ) -> tuple[Array, Array]:
     """The points with the least `measure(block)`, in ascending order; by index among equals.
 
     `first` is the index of the first row here.  Where fewer than `num_kept` are possible, the rest
-    is infinite.
+    is infinite.  With a `recall`, of each block so large a share of the least is found.
     """
     num_blocks, rows, _ = space.blocks.shape
+
+    def least_of(values: Array) -> tuple[Array, Array]:
+        if recall is not None and rows > num_kept:
+            return jax.lax.approx_min_k(values, num_kept, recall_target=recall)
+        negative, place = jax.lax.top_k(-values, num_kept)
+        return -negative, place
 
     def merge(kept: tuple[Array, Array], block_at: tuple[Array, Array]) -> tuple[Any, None]:
         block, start = block_at
@@ -119,8 +133,8 @@ def _least(
         possible = (index != own) & (index < space.num_points)
         values = jnp.concatenate([kept[0], jnp.where(possible, measure(block), jnp.inf)])
         # `top_k` prefers the earlier among equals, and what was kept has the smaller indices.
-        negative, place = jax.lax.top_k(-values, num_kept)
-        return (-negative, jnp.concatenate([kept[1], index])[place]), None
+        least, place = least_of(values)
+        return (least, jnp.concatenate([kept[1], index])[place]), None
 
     dtype = space.blocks.dtype
     nothing = jnp.full(num_kept, jnp.inf, dtype), jnp.zeros(num_kept, jnp.int32)
@@ -162,12 +176,16 @@ def _is_split(mesh: Mesh | None) -> bool:
 
 @functools.lru_cache(maxsize=32)
 def by_filter(
-    num_neighbors: int, num_kept: int, block_size: int, mesh: Mesh | None
+    num_neighbors: int,
+    num_kept: int,
+    block_size: int,
+    mesh: Mesh | None,
+    recall: float | None = None,
 ) -> Callable[..., Any]:
     """`find(space, queries, own)`: distances and indices (M, k), and whether they are proved.
 
     `own` is the row of a point that is not to be found, or -1; distances are infinite where there
-    are fewer than k.
+    are fewer than k.  With a `recall` nothing is proved, and all are reported as they were found.
     """
     is_split = _is_split(mesh)
 
@@ -183,7 +201,7 @@ def by_filter(
             product = jnp.matmul(p, q, precision=jax.lax.Precision.HIGHEST)
             return (1 - slack) * (jnp.sum(p**2, axis=-1) + jnp.sum(q**2)) - 2 * product - least
 
-        bounds, indices = _least(space, own, first, lower, num_kept)
+        bounds, indices = _least(space, own, first, lower, num_kept, recall)
         points = space.blocks.reshape(-1, dim)
         distances = jax.lax.map(
             lambda i: distance(query, points[jnp.maximum(i - first, 0)]), indices, batch_size=8
@@ -192,7 +210,7 @@ def by_filter(
         distances, indices = _best_of_all(distances, indices, num_neighbors, is_split)
         farthest = (1 + slack) * (distances[-1] * space.scale) ** 2 + least
         # An infinite bound: all points that are possible were kept.
-        proved = (farthest < bounds[-1]) | jnp.isinf(bounds[-1])
+        proved = (farthest < bounds[-1]) | jnp.isinf(bounds[-1]) | (recall is not None)
         if is_split:
             proved = jax.lax.pmin(proved.astype(int), POINTS_AXIS) > 0
         return distances, indices, proved

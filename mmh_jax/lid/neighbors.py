@@ -1,4 +1,4 @@
-r"""Exact nearest neighbours, the input of the estimators that read data.
+r"""Nearest neighbours, the input of the estimators that read data.
 
 The matrix of all distances does not fit; nor, perhaps, do the points.  They are read in *parts*, of
 a memory-mapped file or of an iterator, and each part is searched in blocks (`neighbor_search`, with
@@ -16,16 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mmh_jax.lid.approximate_search import NNDescent, Search
 from mmh_jax.lid.neighbor_search import (
     POINTS_AXIS,
     by_difference,
     by_filter,
+    distance,
     farthest_coordinate,
     space_of,
 )
 from mmh_jax.lid.points import centre_of, check_finite, check_points, rounded, rounding_offset
-from mmh_jax.mapping import Progress
-from mmh_jax.typing import ArrayLike
+from mmh_jax.mapping import Progress, over_points
+from mmh_jax.typing import Array, ArrayLike
 
 __all__ = ["Neighbors", "nearest_neighbors"]
 
@@ -57,6 +59,7 @@ def nearest_neighbors(
     block_size: int = 512,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
+    search: Search | None = None,
 ) -> Neighbors:
     """The `num_neighbors` nearest points of every query by Euclidean distance, exactly.
 
@@ -81,6 +84,8 @@ def nearest_neighbors(
             parts; `total` is 0 for an iterable, whose length is not known.
         mesh: devices.  The queries are spread over all axes of the mesh but one named `points`;
             over this one, if there is one, the points.
+        search: None for the exact one; `approximate(recall)` or `nn_descent()` may miss some of the
+            neighbours.  Their distances are exact in each case.
 
     Returns:
         `Neighbors` of NumPy arrays.
@@ -88,7 +93,8 @@ def nearest_neighbors(
     Raises:
         TypeError: if `points` or `queries` are not of a floating dtype.
         ValueError: if points and queries differ in shape, if `num_neighbors` is not between 1 and
-            the number of possible neighbours, or if a value is NaN or infinite.
+            the number of possible neighbours, if a value is NaN or infinite, or if `nn_descent()`
+            is asked to search an iterable or on a mesh.
 
     >>> line = np.array([[0.0], [1.0], [3.0], [3.0]])
     >>> nearest_neighbors(line, 2).indices
@@ -108,26 +114,37 @@ def nearest_neighbors(
     asked: Any = whole if queries is None else _checked("queries", queries)
     check_finite(_CALLER, "points" if queries is None else "queries", asked)
     own = _excluded(exclude, len(asked), are_points=queries is None)
-    search = _Search(asked, own, num_neighbors, block_size, mesh)
+    if isinstance(search, NNDescent):
+        if whole is None or mesh is not None:
+            raise ValueError(
+                "`nearest_neighbors(search=nn_descent())` takes an array of points and no mesh; "
+                "for an iterable or on a mesh use `approximate()`."
+            )
+        _check_shape(whole.shape[1:], asked)
+        _check_enough(num_neighbors, len(whole), own)
+        check_finite(_CALLER, "points", whole)
+        return _by_graph(search, whole, asked, own, num_neighbors)
+    recall = None if search is None else search.recall
+    state = _Search(asked, own, num_neighbors, block_size, mesh, recall)
     if whole is None:
         num_parts, parts = 0, (_checked("points", part) for part in cast("Iterable[Any]", points))
-        search.prepare(asked, num_rows=0)
+        state.prepare(asked, num_rows=0)
     else:
         _check_shape(whole.shape[1:], asked)
         _check_enough(num_neighbors, len(whole), own)
         rows = max(_PART // max(whole[0].size, 1), 1)
         num_parts = -(-len(whole) // rows)
         parts = (whole[start : start + rows] for start in range(0, len(whole), rows))
-        search.prepare(whole, num_rows=min(rows, len(whole)))
+        state.prepare(whole, num_rows=min(rows, len(whole)))
     num_points = 0
     for number, part in enumerate(parts):
         _check_shape(part.shape[1:], asked)
         if queries is not None:
             check_finite(_CALLER, "points", part, first=num_points)
-        search.add(part, num_points, _shifted(progress, number, num_parts, len(asked)))
+        state.add(part, num_points, _shifted(progress, number, num_parts, len(asked)))
         num_points += len(part)
     _check_enough(num_neighbors, num_points, own)
-    return Neighbors(search.distances, search.indices)
+    return Neighbors(state.distances, state.indices)
 
 
 class _Search:
@@ -140,8 +157,9 @@ class _Search:
         num_neighbors: int,
         block_size: int,
         mesh: Mesh | None,
+        recall: float | None,
     ):
-        self.asked, self.own = queries, own
+        self.asked, self.own, self.recall = queries, own, recall
         self.num_neighbors, self.block_size, self.mesh = num_neighbors, block_size, mesh
         self.distances = np.full((len(queries), num_neighbors), np.inf, jnp.result_type(float))
         self.indices = np.zeros((len(queries), num_neighbors), np.int32)
@@ -171,7 +189,9 @@ class _Search:
             space = jax.device_put(space)
         own = (self.own - first).clip(-1, len(part)).astype(np.int32)
         k = self.num_neighbors
-        find: Callable[..., Any] = by_filter(k, k + k // 8 + 16, self.block_size, self.mesh)
+        find: Callable[..., Any] = by_filter(
+            k, k + k // 8 + 16, self.block_size, self.mesh, self.recall
+        )
         distances, indices, proved = find(space, self.queries, own, progress=progress)
         again = np.flatnonzero(~proved)
         if len(again):
@@ -185,6 +205,34 @@ class _Search:
         order = np.lexsort((indices, distances), axis=1)[:, : self.num_neighbors]
         self.distances = np.take_along_axis(distances, order, axis=1)
         self.indices = np.take_along_axis(indices, order, axis=1)
+
+
+def _by_graph(
+    search: NNDescent, points: np.ndarray, queries: np.ndarray, own: np.ndarray, k: int
+) -> Neighbors:
+    """The candidates that the graph has, their distances by difference.
+
+    A query for which it has too few is searched exactly.
+    """
+    offset = rounding_offset(points, queries)
+    flat, asked = rounded(points, offset), rounded(queries, offset)
+    candidates = search.candidates(flat, None if queries is points else asked, k + 1)
+    candidates = np.where(candidates == own[:, None], -1, candidates).astype(np.int32)
+    mapped = over_points(_distances_of, (None, 0, 0), chunk_size=256)
+    distances, indices = mapped(flat, asked, candidates)
+    short = np.flatnonzero(np.isinf(distances[:, k - 1]))
+    if len(short):
+        exact = nearest_neighbors(points, k, queries=queries[short], exclude=own[short])
+        distances[short, :k], indices[short, :k] = exact
+    return Neighbors(distances[:, :k], indices[:, :k])
+
+
+def _distances_of(points: Array, query: Array, candidates: Array) -> tuple[Array, Array]:
+    """In ascending order; infinite where there is no candidate (-1)."""
+    found = distance(query, points[jnp.maximum(candidates, 0)])
+    found = jnp.where(candidates < 0, jnp.inf, found)
+    distances, indices = jax.lax.sort((found, candidates), num_keys=2)
+    return distances, indices
 
 
 def _shifted(progress: Progress | None, number: int, num_parts: int, num: int) -> Progress | None:
