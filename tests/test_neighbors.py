@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -456,3 +457,20 @@ def test_searches_that_cannot_be():
         nearest_neighbors(points, 4, search=descent)
     with pytest.raises(ValueError, match="between 0 and 1"):
         lid.approximate(1.5)
+
+
+def test_the_selection_of_a_tpu_is_asked_for():
+    space = neighbor_search.space_of(np.zeros((256, 3), np.float32), np.zeros(3), 256, 1, 1.0)
+
+    def least(q, recall):
+        return neighbor_search._least(
+            space, np.int32(-1), 0, lambda block: jnp.sum((block - q) ** 2, axis=-1), 22, recall
+        )
+
+    def text(platform, recall):
+        run = jax.jit(jax.vmap(lambda q: least(q, recall)))
+        asked = jax.ShapeDtypeStruct((4, 3), np.float32)
+        return jax.export.export(run, platforms=[platform])(asked).mlir_module()
+
+    assert "ApproxTopK" in text("tpu", 0.9)
+    assert "ApproxTopK" not in text("tpu", None) + text("cpu", 0.9) + text("cuda", 0.9)

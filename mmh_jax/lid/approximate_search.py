@@ -65,7 +65,7 @@ Search: TypeAlias = Approximate | NNDescent
 def approximate(recall: float = 0.95) -> Approximate:
     """Select with `lax.approx_min_k` (Chern et al. 2022, 2206.14286), fast on TPU.
 
-    Elsewhere XLA takes the exact selection, so that nothing is missed and nothing is gained.
+    Elsewhere the selection is exact, so that next to nothing is missed, and little is gained.
 
     Args:
         recall: the share of the neighbours in a block of points that is found, on average.
