@@ -1,31 +1,55 @@
 """Training a score model: loss, loop, checkpoints, and models on disk."""
 
 from mmh_jax.train.checkpoint import Checkpoints, run_fingerprint
-from mmh_jax.train.loop import Metrics, TrainConfig, TrainState, fit, init_state
-from mmh_jax.train.loss import denoising_loss, edm_weight, log_normal, log_uniform, symmetry_loss
+from mmh_jax.train.config import TrainConfig
+from mmh_jax.train.ema import profile_coefficients, reconstruct
+from mmh_jax.train.log import JsonLines, read_json_lines, tensorboard
+from mmh_jax.train.loop import Metrics, fit
+from mmh_jax.train.loss import (
+    denoising_loss,
+    edm_weight,
+    log_normal,
+    log_uniform,
+    min_snr_weight,
+    noise_weight,
+    symmetry_loss,
+    uniform_time,
+)
 from mmh_jax.train.recipe import RECIPES, Recipe, normalisation, train_model
+from mmh_jax.train.step import TrainState, init_state
 from mmh_jax.train.store import ModelConfig, build, load, load_config, save
+from mmh_jax.train.stream import Stream, grain_stream
 
 __all__ = [
     "RECIPES",
     "Checkpoints",
+    "JsonLines",
     "Metrics",
     "ModelConfig",
     "Recipe",
+    "Stream",
     "TrainConfig",
     "TrainState",
     "build",
     "denoising_loss",
     "edm_weight",
     "fit",
+    "grain_stream",
     "init_state",
     "load",
     "load_config",
     "log_normal",
     "log_uniform",
+    "min_snr_weight",
+    "noise_weight",
     "normalisation",
+    "profile_coefficients",
+    "read_json_lines",
+    "reconstruct",
     "run_fingerprint",
     "save",
     "symmetry_loss",
+    "tensorboard",
     "train_model",
+    "uniform_time",
 ]

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from mmh_jax.train.loop import TrainConfig, TrainState
+from mmh_jax.train.config import TrainConfig
+from mmh_jax.train.ema import reconstruct
+from mmh_jax.train.step import TrainState
 
 __all__ = ["Checkpoints", "run_fingerprint"]
 
@@ -23,9 +26,8 @@ def run_fingerprint(points: Any, config: TrainConfig, **settings: Any) -> str:
     """A hash of the data, the training settings and whatever else decides the result."""
     points = np.ascontiguousarray(points)
     digest = hashlib.sha256(points.tobytes())
-    what: list[Any] = [points.shape, str(points.dtype), repr(config), settings]
-    if config.symmetry > 0:
-        what.append(config.symmetry)
+    own, *later = config.identity()
+    what: list[Any] = [points.shape, str(points.dtype), own, settings, *later]
     text = json.dumps(what, default=repr)
     digest.update(text.encode())
     return digest.hexdigest()
@@ -38,16 +40,23 @@ class Checkpoints:
         folder: where to keep them; made if it does not exist.
         fingerprint: identifies the run (`run_fingerprint`).
         keep: how many of the latest to keep.
+        keep_every: states at multiples of so many steps are kept for good: what a figure over
+            training time, or `average`, reads afterwards.
     """
 
-    def __init__(self, folder: str | Path, fingerprint: str, *, keep: int = 2):
+    def __init__(
+        self, folder: str | Path, fingerprint: str, *, keep: int = 2, keep_every: int | None = None
+    ):
         # Here, for it takes a tenth of the time of `import mmh_jax` and only training needs it.
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
         self._fingerprint = fingerprint
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=keep,
+            keep_period=keep_every,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
 
@@ -56,6 +65,11 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self._manager.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """Of the states that are there, ascending."""
+        return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState) -> None:
         """Write the state; a state of the same step is not written twice."""
@@ -76,12 +90,26 @@ class Checkpoints:
             like: a state of the right structure, from `init_state`.
 
         Raises:
-            ValueError: if the folder belongs to a run with other data or settings.
+            ValueError: if the folder belongs to a run with other data or settings, or holds states
+                of another architecture.
+        """
+        step = self._manager.latest_step()
+        return None if step is None else self.at(step, like)
+
+    def at(self, step: int, like: TrainState) -> TrainState:
+        """The state after `step` steps, one of `steps`.
+
+        Args:
+            step: which.
+            like: a state of the right structure, from `init_state`; placed on devices as it is.
+
+        Raises:
+            KeyError: if there is no state of this step.
+            ValueError: as `latest`.
         """
         ocp = self._ocp
-        step = self._manager.latest_step()
-        if step is None:
-            return None
+        if step not in self._manager.all_steps():
+            raise KeyError(f"no state of step {step} in {self._manager.directory}: {self.steps}.")
         run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))[
             "run"
         ]
@@ -92,4 +120,44 @@ class Checkpoints:
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=items)["state"]
+        try:
+            return self._manager.restore(step, args=items)["state"]
+        except (KeyError, TypeError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"the checkpoint of step {step} in {self._manager.directory} does not hold the "
+                f"arrays of this model ({first}); it is of another architecture, or damaged. "
+                "Delete the folder, or choose another output."
+            ) from error
+
+    def average(
+        self, like: TrainState, widths: Sequence[float], *, width: float, step: int | None = None
+    ) -> Any:
+        """Weights averaged with another relative width than those that were tracked (`train.ema`).
+
+        Reads every state that is there: keep several, evenly spread, with `keep_every`.
+
+        Args:
+            like: a state of the right structure, from `init_state`.
+            widths: `TrainConfig.ema_widths` of the run.
+            width: the relative width that is wanted.
+            step: where the average ends; by default at the last state.
+
+        Raises:
+            ValueError: if the run tracked no such averages, or there is no state; as `latest`.
+        """
+        steps = [number for number in self.steps if number > 0]
+        if not steps or not widths:
+            raise ValueError(
+                f"{self._manager.directory} has {len(steps)} states of a run that tracked the "
+                f"widths {tuple(widths)}: train with `TrainConfig(ema_widths=(0.05, 0.1))` and "
+                "`Checkpoints(keep_every=...)`."
+            )
+        found = [average for number in steps for average in self.at(number, like).averages]
+        return reconstruct(
+            found,
+            [number for number in steps for _ in widths],
+            list(widths) * len(steps),
+            step=steps[-1] if step is None else step,
+            width=width,
+        )

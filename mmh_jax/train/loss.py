@@ -11,21 +11,30 @@ of sigma; these decide where a finite network is good.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
+from mmh_jax.noise import Schedule
 from mmh_jax.typing import Array, ArrayLike, Denoiser, Key
 
 __all__ = [
     "NoiseLevels",
+    "Weight",
     "denoising_loss",
     "edm_weight",
     "log_normal",
     "log_uniform",
+    "min_snr_weight",
+    "noise_weight",
     "symmetry_loss",
+    "uniform_time",
 ]
+
+Weight: TypeAlias = Callable[[Array, float], Array]
+"""`weight(sigma, sigma_data)` of the squared error of the clean point; hashable."""
 
 
 class NoiseLevels(Protocol):
@@ -69,6 +78,23 @@ class log_normal:  # noqa: N801
         return jnp.exp(self.mean + self.std * normal)
 
 
+@dataclasses.dataclass(frozen=True)
+class uniform_time:  # noqa: N801
+    """sigma of a schedule at times uniform between two; stratified over a batch.
+
+    With `noise_weight` this is the objective of VP models (Ho et al. 2020, 2006.11239, eq. 14; Song
+    et al. 2021, 2011.13456).
+    """
+
+    schedule: Schedule
+    low: float
+    high: float
+
+    def __call__(self, num: int, *, key: Key) -> Array:
+        """`num` noise levels."""
+        return self.schedule.sigma(self.low + (self.high - self.low) * _stratified(num, key))
+
+
 def edm_weight(sigma: ArrayLike, sigma_data: float) -> Array:
     """w(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.
 
@@ -79,8 +105,38 @@ def edm_weight(sigma: ArrayLike, sigma_data: float) -> Array:
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
+def noise_weight(sigma: ArrayLike, sigma_data: float) -> Array:
+    """w(sigma) = 1 / sigma^2: the squared error of the noise, for x = x0 + sigma eps.
+
+    >>> noise_weight(0.5, 1.0)
+    Array(4., dtype=float32, weak_type=True)
+    """
+    return 1 / jnp.asarray(sigma) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class min_snr_weight:  # noqa: N801
+    """w(sigma) = min(1 / sigma^2, gamma) of the clean point (Hang et al. 2023, 2303.09556).
+
+    >>> min_snr_weight(5.0)(0.1, 1.0)
+    Array(5., dtype=float32, weak_type=True)
+    """
+
+    gamma: float = 5.0
+
+    def __call__(self, sigma: ArrayLike, sigma_data: float) -> Array:
+        """The weight, with the signal-to-noise ratio of data of standard deviation 1."""
+        return jnp.minimum(1 / jnp.asarray(sigma) ** 2, self.gamma)
+
+
 def denoising_loss(
-    denoiser: Denoiser | Any, x0: Array, sigma: Array, sigma_data: float, *, key: Key
+    denoiser: Denoiser | Any,
+    x0: Array,
+    sigma: Array,
+    sigma_data: float,
+    *,
+    key: Key,
+    weight: Weight = edm_weight,
 ) -> Array:
     """The weighted squared error of one noisy copy of one clean point, averaged over coordinates.
 
@@ -90,10 +146,11 @@ def denoising_loss(
         sigma: the noise level.
         sigma_data: the standard deviation of the data, for the weight.
         key: draws the noise.
+        weight: of the squared error.
     """
     noise = jax.random.normal(key, x0.shape, x0.dtype)
     error = denoiser(x0 + sigma * noise, sigma) - x0
-    return edm_weight(sigma, sigma_data) * jnp.mean(error**2)
+    return weight(sigma, sigma_data) * jnp.mean(error**2)
 
 
 def symmetry_loss(

@@ -19,8 +19,10 @@ import numpy as np
 
 from mmh_jax.denoise import Affine
 from mmh_jax.train.checkpoint import Checkpoints, run_fingerprint
-from mmh_jax.train.loop import TrainConfig, fit, init_state
+from mmh_jax.train.config import TrainConfig
+from mmh_jax.train.loop import fit
 from mmh_jax.train.loss import NoiseLevels, log_uniform
+from mmh_jax.train.step import init_state
 from mmh_jax.train.store import ModelConfig, build, load, load_config, save
 
 __all__ = ["RECIPES", "Recipe", "normalisation", "train_model"]
