@@ -53,7 +53,7 @@ AUDIT = Kind("audit", "mmh_jax.audit/1", "summary.json", ("points.csv", "lid.png
 # Of a file, in a folder beside it that is gone when the file is there.
 MEASUREMENT = Kind("measurement", "mmh_jax.lid/1", "finished.json", ())
 DATA_MEASUREMENT = Kind("measurement", "mmh_jax.lid_data/1", "finished.json", ())
-MODEL = Kind("model", store.FORMAT, "config.json", ("params.safetensors",))
+MODEL = Kind("model", store.FORMAT, "config.json", ("params.safetensors", "metrics.jsonl"))
 
 
 def _is_finished(folder: Path, kind: Kind) -> bool:

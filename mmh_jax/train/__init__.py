@@ -15,12 +15,14 @@ from mmh_jax.train.loss import (
     symmetry_loss,
     uniform_time,
 )
-from mmh_jax.train.recipe import RECIPES, Recipe, normalisation, train_model
+from mmh_jax.train.recipe import IMAGE_RECIPES, RECIPES, Recipe
+from mmh_jax.train.run import normalisation, train_model
 from mmh_jax.train.step import TrainState, init_state
 from mmh_jax.train.store import ModelConfig, build, load, load_config, save
 from mmh_jax.train.stream import Stream, grain_stream
 
 __all__ = [
+    "IMAGE_RECIPES",
     "RECIPES",
     "Checkpoints",
     "JsonLines",

@@ -1,31 +1,19 @@
-"""From points to a trained model in one call: normalise, build, train, save, and resume.
+"""Sizes of a network and of its training, as presets.
 
-A recipe is a preset of sizes.  The same code runs in a minute of continuous integration (`smoke`),
-in minutes on a laptop (`cpu`) and for as long as it takes on an accelerator.
+The same code runs in a minute of continuous integration (`smoke`), in minutes on a laptop (`cpu`)
+and for as long as it takes on an accelerator.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
-import warnings
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
+from mmh_jax.train.config import Augmentation, TrainConfig
+from mmh_jax.train.loss import NoiseLevels, Weight, edm_weight, log_normal, log_uniform
 
-from mmh_jax.denoise import Affine
-from mmh_jax.train.checkpoint import Checkpoints, run_fingerprint
-from mmh_jax.train.config import TrainConfig
-from mmh_jax.train.loop import fit
-from mmh_jax.train.loss import NoiseLevels, log_uniform
-from mmh_jax.train.step import init_state
-from mmh_jax.train.store import ModelConfig, build, load, load_config, save
-
-__all__ = ["RECIPES", "Recipe", "normalisation", "train_model"]
+__all__ = ["IMAGE_RECIPES", "RECIPES", "Recipe"]
 
 # Beyond, the layers of an MLP grow out of proportion, and another architecture is called for.
 WIDEST = 2048
@@ -36,12 +24,18 @@ class Recipe:
     """Sizes of a network and of its training.
 
     Attributes:
-        width, depth, num_frequencies: of `nn.ResidualMLP`.
+        width: of the network.
+        depth, num_frequencies: of `nn.ResidualMLP`.
         num_steps, batch_size, learning_rate, ema_half_life: of `TrainConfig`.
         sigma_min, sigma_max: the trained noise levels, relative to the spread of the data.
         noise_levels: their law, in the same unit; None for log-uniform between the two.
-        network: `ResidualMLP`, or `GradientMLP` for a conservative model at 3 times the cost.
-        symmetry: of `TrainConfig`.
+        network: `ResidualMLP`, `GradientMLP` for a conservative model at 3 times the cost, or for
+            images `UNet` or `DiT`.
+        symmetry, accumulate, augment, ema_widths, weight: of `TrainConfig`.
+        options: further keyword arguments of the network, as pairs of name and value.
+        objective: `edm`, a network with EDM preconditioning, or `vp`, one that predicts the noise
+            on the VP schedule (with `uniform_time` and `noise_weight`).
+        condition_dropout: of `TrainConfig`, where there are labels.
     """
 
     width: int = 256
@@ -56,15 +50,50 @@ class Recipe:
     noise_levels: NoiseLevels | None = None
     network: str = "ResidualMLP"
     symmetry: float = 0.0
+    options: tuple[tuple[str, Any], ...] = ()
+    objective: str = "edm"
+    condition_dropout: float = 0.1
+    accumulate: int = 1
+    augment: Augmentation | None = None
+    ema_widths: tuple[float, ...] = ()
+    weight: Weight = edm_weight
 
     def settings(self) -> dict[str, Any]:
         """All fields by name, for a fingerprint or a record.
 
         Those added later are left out at their defaults: a run begun before them is still the same.
         """
-        later = {"network": "ResidualMLP", "symmetry": 0.0}
-        fields = dataclasses.asdict(self).items()
-        return {name: value for name, value in fields if name not in later or later[name] != value}
+        names = [field.name for field in dataclasses.fields(self)]
+        later = names[names.index("network") :]
+        plain = Recipe()
+        kept = [n for n in names if n not in later or getattr(self, n) != getattr(plain, n)]
+        fields = dataclasses.asdict(self)
+        return {name: getattr(fields[name], "__qualname__", fields[name]) for name in kept}
+
+    def network_options(self, num_classes: int | None = None) -> dict[str, Any]:
+        """The keyword arguments of the network; `num_classes` of its labels, if it has any."""
+        if self.network in ("ResidualMLP", "GradientMLP"):
+            names = ("width", "depth", "num_frequencies")
+            return {name: getattr(self, name) for name in names} | dict(self.options)
+        classes = {} if num_classes is None else {"num_classes": num_classes}
+        return {"width": self.width} | dict(self.options) | classes
+
+    def train_config(self, num_classes: int | None = None) -> TrainConfig:
+        """The settings of the training, in units of normalised data."""
+        return TrainConfig(
+            num_steps=self.num_steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            ema_half_life=self.ema_half_life,
+            noise_levels=self.noise_levels or log_uniform(self.sigma_min, self.sigma_max),
+            symmetry=self.symmetry,
+            accumulate=self.accumulate,
+            augment=self.augment,
+            ema_widths=self.ema_widths,
+            weight=self.weight,
+            condition_dropout=0.0 if num_classes is None else self.condition_dropout,
+            null_condition=num_classes,
+        )
 
     def wide_enough(self, num_coordinates: int) -> Recipe:
         """The recipe with a quarter more hidden units than a point has coordinates, up to 2,048.
@@ -93,114 +122,21 @@ RECIPES = {
     ),
 }
 
-
-def normalisation(points: np.ndarray) -> tuple[np.ndarray, float]:
-    """The mean point, and the standard deviation of all coordinates around it.
-
-    One number scales every coordinate, so that noise stays isotropic in data units.
-
-    Raises:
-        ValueError: if the points are all the same.
-    """
-    shift = points.mean(axis=0, dtype=np.float64)
-    scale = float(np.sqrt(np.mean((points - shift) ** 2)))
-    if not scale > 0:
-        raise ValueError(
-            "all points are equal: there is nothing to learn from a constant data set."
-        )
-    return shift.astype(np.float32), scale
-
-
-def train_model(
-    points: np.ndarray,
-    recipe: Recipe,
-    folder: str | Path,
-    *,
-    seed: int,
-    work: str | Path | None = None,
-    save_every: float = 10.0,
-    progress: Callable[[int, int, float], None] | None = None,
-    about: dict[str, Any] | None = None,
-) -> Affine:
-    """Train a score model on points and save it; continue where an earlier call was cut off.
-
-    Args:
-        points: (N, *shape), real numbers in data units.
-        recipe: sizes.
-        folder: where the model goes.  If a finished model of the same run is there, it is loaded.
-        seed: of weights, order and noise.
-        work: where checkpoints go, by default `folder / "checkpoints"`.
-        save_every: seconds between checkpoints.
-        progress: called as `progress(step, total_steps, loss)` after each round.
-        about: anything to keep in the model's `config.json`.
-
-    Returns:
-        The trained denoiser, in data units.
-
-    Raises:
-        ValueError: if the folder holds a model or checkpoints of another run.
-
-    Warns:
-        UserWarning: if the network is narrower than a point: see `Recipe.wide_enough`.
-    """
-    points = np.asarray(points, np.float32)
-    size = math.prod(points.shape[1:])
-    if recipe.network == "ResidualMLP" and recipe.width < size:
-        warnings.warn(
-            f"a network of width {recipe.width} on points of {size} coordinates: its Jacobian has "
-            f"at least {size - recipe.width} eigenvalues near 1 at small noise levels, so that no "
-            f"LID below {size - recipe.width} will be found.  Use `recipe.wide_enough({size})`.",
-            stacklevel=2,
-        )
-    shift, scale = normalisation(points)
-    config = TrainConfig(
-        num_steps=recipe.num_steps,
-        batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        ema_half_life=recipe.ema_half_life,
-        noise_levels=recipe.noise_levels or log_uniform(recipe.sigma_min, recipe.sigma_max),
-        symmetry=recipe.symmetry,
-    )
-    fingerprint = run_fingerprint(points, config, recipe=recipe.settings(), seed=seed)
-    model_config = ModelConfig(
-        network=recipe.network,
-        network_options={
-            "width": recipe.width,
-            "depth": recipe.depth,
-            "num_frequencies": recipe.num_frequencies,
-        },
-        shape=points.shape[1:],
-        scale=scale,
-        sigma_data=config.sigma_data,
-        sigma_min=recipe.sigma_min * scale,
-        sigma_max=recipe.sigma_max * scale,
-        training={"fingerprint": fingerprint, "seed": seed, "num_points": len(points)}
-        | recipe.settings()
-        | (about or {}),
-    )
-    if (Path(folder) / "config.json").exists():
-        if load_config(folder).training.get("fingerprint") == fingerprint:
-            return load(folder)
-        raise ValueError(
-            f"{folder} holds a model of another run; choose another folder, or delete it."
-        )
-
-    init_key, fit_key = jax.random.split(jax.random.key(seed))
-    model = build(model_config, shift, key=init_key)
-    work = Path(folder) / "checkpoints" if work is None else Path(work)
-    normalised = (points - shift) / np.float32(scale)
-    total = config.num_epochs(len(points)) * config.steps_per_epoch(len(points))
-    with Checkpoints(work, fingerprint) as checkpoints:
-        state = checkpoints.latest(init_state(model.inner, config))
-        last_save = time.monotonic()
-        for metrics in fit(model.inner, normalised, config, key=fit_key, state=state):
-            state = metrics.state
-            if progress is not None:
-                progress(metrics.step, total, metrics.loss)
-            if time.monotonic() - last_save >= save_every and metrics.step < total:
-                checkpoints.save(state)
-                last_save = time.monotonic()
-        assert state is not None
-    model = dataclasses.replace(model, inner=dataclasses.replace(model.inner, params=state.ema))
-    save(folder, model_config, model)
-    return model
+# About a million parameters at 28 x 28: half an hour on two cores is some 4,000 steps.
+IMAGE_RECIPES = {
+    "smoke": Recipe(
+        network="UNet", width=8, options=(("multipliers", (1, 2)), ("blocks", 1)),
+        num_steps=20, batch_size=16, ema_half_life=5.0, sigma_max=20.0,
+        noise_levels=log_normal(-1.0, 1.4),
+    ),
+    "cpu": Recipe(
+        network="UNet", width=32, options=(("multipliers", (1, 2, 2)), ("blocks", 1)),
+        num_steps=4_000, batch_size=64, learning_rate=1e-3, ema_half_life=200.0, sigma_max=20.0,
+        noise_levels=log_normal(-1.0, 1.4),
+    ),
+    "accelerator": Recipe(
+        network="UNet", width=128, options=(("multipliers", (1, 2, 2)), ("blocks", 3)),
+        num_steps=200_000, batch_size=512, learning_rate=3e-4, ema_half_life=5_000.0,
+        sigma_max=40.0, noise_levels=log_normal(-1.0, 1.4),
+    ),
+}  # fmt: skip

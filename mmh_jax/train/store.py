@@ -19,12 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from mmh_jax import nn
-from mmh_jax.denoise import Affine, precondition
+from mmh_jax.denoise import Affine, NetworkDenoiser, eps, precondition
+from mmh_jax.noise import VP
 from mmh_jax.typing import Key
 
 __all__ = ["ModelConfig", "build", "load", "load_config", "save"]
 
 FORMAT = "mmh_jax.model/1"
+OBJECTIVES = ("edm", "vp")
 NETWORKS = {"GradientMLP": nn.GradientMLP, "ResidualMLP": nn.ResidualMLP}
 
 
@@ -40,6 +42,8 @@ class ModelConfig:
         sigma_data: the standard deviation of the normalised data.
         sigma_min, sigma_max: the noise levels of the training, in data units.
         training: anything worth keeping about how it was trained (source, seed, steps ...).
+        objective: `edm`, a network preconditioned as in Karras et al. 2022, or `vp`, one that
+            predicts the noise from alpha x and t on `noise.VP()`.
     """
 
     network: str
@@ -50,6 +54,7 @@ class ModelConfig:
     sigma_min: float
     sigma_max: float
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    objective: str = "edm"
 
 
 def _module(config: ModelConfig, key: Key | None) -> nnx.Module:
@@ -59,13 +64,11 @@ def _module(config: ModelConfig, key: Key | None) -> nnx.Module:
 
 def _assemble(config: ModelConfig, apply: nn.Apply, params: Any, shift: Any) -> Affine:
     sigma_range = (config.sigma_min / config.scale, config.sigma_max / config.scale)
-    inner = precondition(
-        apply,
-        params,
-        sigma_data=config.sigma_data,
-        shape=config.shape,
-        sigma_range=sigma_range,
-    )
+    common: dict[str, Any] = {"shape": config.shape, "sigma_range": sigma_range}
+    if config.objective == "vp":
+        inner = NetworkDenoiser(params, VP(), apply=apply, prediction=eps, **common)
+    else:
+        inner = precondition(apply, params, sigma_data=config.sigma_data, **common)
     return Affine(inner, jnp.asarray(shift), config.scale)
 
 
@@ -132,6 +135,10 @@ def load_config(folder: str | Path) -> ModelConfig:
         config = dataclasses.replace(config, shape=tuple(int(size) for size in config.shape))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} does not describe a model: {error}") from None
+    if config.objective not in OBJECTIVES:
+        raise ValueError(
+            f"{path} has the objective {config.objective!r}; known: {', '.join(OBJECTIVES)}."
+        )
     if config.network not in NETWORKS:
         raise ValueError(f"{path} names the network {config.network!r}; known: {sorted(NETWORKS)}.")
     return config
