@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from mmh_jax.data import sources
+from mmh_jax.data import files
 from mmh_jax.data.sources import load
 
 RNG = np.random.default_rng(0)
@@ -123,6 +123,7 @@ def test_npz_with_one_array_of_any_name(tmp_path):
     assert source.labels is None
 
 
+@pytest.mark.filterwarnings("ignore:.*published")
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_idx_labels_beside(tmp_path, suffix):
     pack = gzip.compress if suffix else bytes
@@ -213,7 +214,8 @@ def test_a_pipe_is_not_opened(tmp_path):
 
 def test_empty_folder(tmp_path):
     (tmp_path / "notes.txt").write_text("")
-    save_images(tmp_path / "deeper", BYTES)
+    (tmp_path / "deeper").mkdir()
+    save_images(tmp_path / "deeper" / "still", BYTES)
     assert "without images" in message(tmp_path)
 
 
@@ -407,7 +409,7 @@ def test_files_that_unpack_without_limit(tmp_path, monkeypatch, name):
     else:
         (tmp_path / name).write_bytes(gzip.compress(idx(zeros), mtime=0))
     assert "constant" in message(tmp_path / name)
-    monkeypatch.setattr(sources, "_MAX_UNPACKED_BYTES", 10**5)
+    monkeypatch.setattr(files, "MAX_UNPACKED_BYTES", 10**5)
     text = message(tmp_path / name)
     assert "unpacks to" in text
     assert ".npy" in text

@@ -3,7 +3,9 @@
 Flat mixtures and the von Mises toy are in `manifolds`, shapes of the plane and of space in
 `curved`, manifolds of any dimension in `embedded`, flat pieces under `diffeomorphisms` in `warped`,
 the manifolds on which estimators are compared (M1 to M13, Mbeta, Mn, Mp) in `benchmark`.
-`registry` names them all.  Files are read by `sources`.
+`registry` names them all.
+
+`load` reads digits, faces, MNIST, FashionMNIST, CIFAR and what else is in files (`sources`).
 """
 
 from mmh_jax.data import (
