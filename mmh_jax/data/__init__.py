@@ -6,29 +6,37 @@ the manifolds on which estimators are compared (M1 to M13, Mbeta, Mn, Mp) in `be
 `registry` names them all.
 
 `load` reads digits, faces, MNIST, FashionMNIST, CIFAR and what else is in files (`sources`).
+`planting` puts known duplicates and templates into a set, `splits` finds its different rows and
+splits it in two, `augment` has random changes of pictures.
 """
 
 from mmh_jax.data import (
+    augment,
     benchmark,
     curved,
     diffeomorphisms,
     embedded,
     manifolds,
+    planting,
     registry,
     sources,
+    splits,
     warped,
 )
 from mmh_jax.data.sources import Source, load
 
 __all__ = [
     "Source",
+    "augment",
     "benchmark",
     "curved",
     "diffeomorphisms",
     "embedded",
     "load",
     "manifolds",
+    "planting",
     "registry",
     "sources",
+    "splits",
     "warped",
 ]
