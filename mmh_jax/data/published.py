@@ -158,21 +158,24 @@ def _read_names(path: Path, count: int) -> tuple[str, ...] | None:
 
 def read_published_folder(path: Path, max_points: int | None, split: str | None) -> Read | None:
     """The training or test part of a folder of idx or CIFAR files; None if it is no such folder."""
-    for punctuation in "-.":
-        for suffix in ("", ".gz"):
-            names = {
-                part: f"{prefix}-images{punctuation}idx3-ubyte{suffix}"
-                for part, prefix in _IDX_PARTS.items()
-            }
-            wanted = path / names[split or "train"]
-            if wanted.is_file():
-                return read_idx(wanted, max_points)
-            if split is None and (path / names["test"]).is_file():
-                raise fault_of(
-                    path,
-                    f"has {names['test']!r}, but no {names['train']!r} of its set",
-                    "Copy it there, or pass `split='test'`.",
-                )
+    part = split or "train"
+    found = {
+        (which, path / f"{prefix}-images{punctuation}idx3-ubyte{suffix}")
+        for which, prefix in _IDX_PARTS.items()
+        for punctuation in "-."
+        for suffix in ("", ".gz")
+    }
+    files = sorted((which, file) for which, file in found if file.is_file())
+    wanted = next((file for which, file in files if which == part), None)
+    if wanted is not None:
+        return read_idx(wanted, max_points)
+    if files:
+        which, file = files[0]
+        raise fault_of(
+            path,
+            f"has {file.name!r}, but not the {part} part of its set",
+            f"Copy it there, or pass `split={which!r}`.",
+        )
     if any((path / name).is_file() for name in CIFAR_FILES):
         return read_cifar(path, max_points, split)
     return None
