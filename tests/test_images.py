@@ -515,18 +515,22 @@ def test_versions_that_run_programs_are_refused(monkeypatch):
 
 def hugging_face(images, labels):
     datasets = pytest.importorskip("datasets")
-    columns = {
-        "label": datasets.ClassLabel(names=["ant", "bee"]),
-        "image": datasets.Image(),
-    }
+    columns = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])}
     pictures = []
     for image in images:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "PNG")
         pictures.append({"bytes": buffer.getvalue(), "path": None})
-    return datasets, datasets.Dataset.from_dict(
-        {"image": pictures, "label": labels}, datasets.Features(columns)
-    )
+    return datasets, in_memory({"image": pictures, "label": labels}, datasets.Features(columns))
+
+
+def in_memory(rows, features):
+    import datasets
+
+    # Not `from_dict`: it pickles the table for a name, which fails with some versions of pyarrow.
+    table = datasets.table.InMemoryTable.from_pydict(rows, schema=features.arrow_schema)
+    info = datasets.DatasetInfo(features=features)
+    return datasets.Dataset(table, info=info, fingerprint="0" * 16)
 
 
 def test_hugging_face(tmp_path):
@@ -550,7 +554,8 @@ def test_hugging_face_that_does_not_fit(tmp_path):
     datasets, data = hugging_face(COLOUR, [0, 1, -1, 0, 1, 0, 0])
     data.save_to_disk(tmp_path / "a")
     assert "labels out of range: -1 in row 2" in message(tmp_path / "a")
-    datasets.Dataset.from_dict({"x": [1, 2]}).save_to_disk(tmp_path / "b")
+    numbers = datasets.Features(x=datasets.Value("int64"))
+    in_memory({"x": [1, 2]}, numbers).save_to_disk(tmp_path / "b")
     assert "none of them of images" in message(tmp_path / "b")
     _, data = hugging_face([COLOUR[0], COLOUR[1][:9]], [0, 1])
     data.save_to_disk(tmp_path / "c")
