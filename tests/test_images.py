@@ -319,6 +319,7 @@ def test_the_published_wheels():
 # CIFAR
 
 
+@foreign_names
 def test_cifar10(tmp_path):
     folder, images, labels = write_cifar10(tmp_path / "cifar-10-batches-bin")
     train, test = load(folder), load(folder, split="test")
@@ -328,7 +329,7 @@ def test_cifar10(tmp_path):
     np.testing.assert_array_equal(test.labels, labels[10:])
     assert train.is_image
     assert train.name == "cifar-10-batches-bin"
-    assert train.verified is None
+    assert train.verified is False
     assert train.class_names is None
     one = load(folder / "data_batch_3.bin")
     np.testing.assert_array_equal(one.points, images[4:6])
@@ -342,6 +343,7 @@ def test_cifar10(tmp_path):
     assert "1 names" in message(folder)
 
 
+@foreign_names
 def test_no_more_batches_than_asked_for_are_read(tmp_path):
     folder, images, _ = write_cifar10(tmp_path)
     (folder / "data_batch_3.bin").write_bytes(b"broken")
@@ -349,6 +351,7 @@ def test_no_more_batches_than_asked_for_are_read(tmp_path):
     assert "data_batch_3" in message(folder, max_points=5)
 
 
+@foreign_names
 def test_cifar100(tmp_path):
     coarse, fine = RNG.integers(0, 20, 7), RNG.integers(0, 100, 7)
     (tmp_path / "train.bin").write_bytes(records(COLOUR, coarse, fine))
@@ -382,6 +385,18 @@ def test_cifar_labels_out_of_range(tmp_path):
     wrong[3] = 100
     (tmp_path / "train.bin").write_bytes(records(COLOUR, np.zeros(7), wrong))
     assert "100 in record 3" in message(tmp_path / "train.bin")
+
+
+def test_cut_off_between_two_pictures(tmp_path, monkeypatch):
+    folder, *_ = write_cifar10(tmp_path)
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    monkeypatch.setattr(hashes, "PUBLISHED_SIZES", sizes)
+    assert load(folder).verified is None
+    path = folder / "data_batch_5.bin"
+    path.write_bytes(path.read_bytes()[:-3073])
+    with pytest.warns(UserWarning, match="another content"):
+        assert load(folder).verified is False
+    assert load(folder, max_points=8).verified is None
 
 
 def test_a_missing_batch(tmp_path):

@@ -2,7 +2,8 @@
 
 A hash is of the content after gzip, so that a file is the same packed and unpacked.  MNIST and
 FashionMNIST have the same names, as have others (KMNIST): a name alone says little.  Of CIFAR10 and
-CIFAR100 hashes are published for the archives only, not for the files in them.
+CIFAR100 hashes are published for the archives only; of the files in them the number of pictures is
+known, so that a file cut off between two pictures is noticed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import IO
 
 from mmh_jax.data.files import damage_reported, open_unpacked
 
-__all__ = ["PUBLISHED", "verify", "verify_content"]
+__all__ = ["PUBLISHED", "PUBLISHED_SIZES", "verify", "verify_content", "verify_sizes"]
 
 PUBLISHED: dict[str, dict[str, str]] = {
     "train-images-idx3-ubyte": {
@@ -42,6 +43,14 @@ PUBLISHED: dict[str, dict[str, str]] = {
 }
 """By the name of the file, without `.gz`: the hash of its content, and the set it belongs to."""
 
+PUBLISHED_SIZES: dict[str, int] = {
+    **{f"data_batch_{number}.bin": 10_000 * 3073 for number in range(1, 6)},
+    "test_batch.bin": 10_000 * 3073,
+    "train.bin": 50_000 * 3074,
+    "test.bin": 10_000 * 3074,
+}
+"""Bytes of the files of CIFAR10 and CIFAR100, by name."""
+
 # More than the largest of them: what is longer differs, and need not be read to its end.
 _MOST_BYTES = 2**26
 
@@ -62,6 +71,12 @@ def verify(paths: Sequence[Path]) -> bool | None:
             with damage_reported(path, fault, cure), open_unpacked(path) as file:
                 answers.append(_published_set(path.name, file))
     return None if not answers else len(set(answers)) == 1 and answers[0] is not None
+
+
+def verify_sizes(paths: Sequence[Path]) -> bool | None:
+    """False if a file of CIFAR has not its published size; None if all have: it proves little."""
+    right = all(path.stat().st_size == PUBLISHED_SIZES[path.name.lower()] for path in paths)
+    return None if right else False
 
 
 def verify_content(name: str, file: IO[bytes]) -> bool | None:

@@ -37,6 +37,7 @@ class Planted(NamedTuple):
     Attributes:
         points: (M, *shape), the N given rows first, unchanged, then the copies.
         origin: (M,) the row, 0 to N - 1, of which each row is a copy; its own for the first N.
+            Labels go along as `labels[origin]`.
         distance: (M,) Euclidean distance to the origin, in data units: 0 for exact copies.
         rows: (P,) the chosen rows, those of the first count first.
         counts: (P,) how many rows of `points` come from each of them, itself included.

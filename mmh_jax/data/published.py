@@ -33,7 +33,7 @@ from mmh_jax.data.files import (
     open_unpacked,
     refuse_split,
 )
-from mmh_jax.data.hashes import verify_content
+from mmh_jax.data.hashes import verify_content, verify_sizes
 
 __all__ = ["CIFAR_FILES", "PACKAGED", "read_cifar", "read_csv", "read_package"]
 __all__ += ["read_published_folder", "read_wheel", "refuse_pickle"]
@@ -95,14 +95,8 @@ def read_cifar(path: Path, max_points: int | None, split: str | None) -> Read:
     A folder holds the five `data_batch_*.bin` and `test_batch.bin`, or `train.bin` and `test.bin`;
     the names of the classes are taken from the `.txt` file beside them, if it is there.
     """
-    files = [path]
-    if path.is_dir():
-        is_hundred = any((path / name).exists() for (name,) in _CIFAR100_PARTS.values())
-        parts = _CIFAR100_PARTS if is_hundred else _CIFAR10_PARTS
-        files = [path / name for name in parts[split or "train"]]
-    else:
-        refuse_split(path, split, "one file of a set")
-    is_ten = "batch" in files[0].name
+    files = _cifar_files(path, split)
+    is_ten = "batch" in files[0].name.lower()
     record = _PIXELS + (1 if is_ten else 2)
     blocks, missing = [], max_points
     for file in files:
@@ -122,7 +116,17 @@ def read_cifar(path: Path, max_points: int | None, split: str | None) -> Read:
         labels[:, -1],
         _read_names(names, 10 if is_ten else 100),
         None if is_ten else labels[:, 0],
+        verify_sizes(files[: len(blocks)]),
     )
+
+
+def _cifar_files(path: Path, split: str | None) -> list[Path]:
+    if not path.is_dir():
+        refuse_split(path, split, "one file of a set")
+        return [path]
+    is_hundred = any((path / name).exists() for (name,) in _CIFAR100_PARTS.values())
+    parts = _CIFAR100_PARTS if is_hundred else _CIFAR10_PARTS
+    return [path / name for name in parts[split or "train"]]
 
 
 def _read_records(path: Path, record: int, most: int | None) -> np.ndarray:
