@@ -1,14 +1,16 @@
 """Local intrinsic dimension and memorization in generative models, in JAX.
 
 Rooms: `noise`, `denoise`, `analytic` (from a model to a denoiser); `lid` (from a denoiser, or from
-data, to a dimension); `memorization` (from two dimensions to a verdict); `train`, `sample`, `nn`,
-`data`; and `linalg`, `mapping`, the tools they share.  The verbs of every day are here too.
+data, to a dimension); `memorization` (from two dimensions to a verdict); `evaluation` (how good the
+samples are); `train`, `sample`, `nn`, `data`; and `linalg`, `mapping`, the tools they share.  The
+verbs of every day are here too.
 """
 
 from mmh_jax import (
     analytic,
     data,
     denoise,
+    evaluation,
     lid,
     linalg,
     mapping,
@@ -32,6 +34,7 @@ __all__ = [
     "analytic",
     "data",
     "denoise",
+    "evaluation",
     "flipd",
     "flipd_curve",
     "jacobian_spectrum",

@@ -17,7 +17,7 @@ ORDER = (
     ("denoise",),
     ("analytic",),
     ("train", "sample", "lid"),
-    ("memorization", "mitigation", "pretrained", "sklearn"),
+    ("memorization", "mitigation", "pretrained", "evaluation", "sklearn"),
     ("",),  # the root, for its version
     ("plotting",),
     ("report", "console"),
