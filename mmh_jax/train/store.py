@@ -23,7 +23,7 @@ from mmh_jax.denoise import Affine, NetworkDenoiser, eps, precondition
 from mmh_jax.noise import VP
 from mmh_jax.typing import Key
 
-__all__ = ["ModelConfig", "build", "load", "load_config", "save"]
+__all__ = ["ModelConfig", "build", "load", "load_config", "named_arrays", "save"]
 
 FORMAT = "mmh_jax.model/1"
 OBJECTIVES = ("edm", "vp")
@@ -82,6 +82,12 @@ def build(config: ModelConfig, shift: Any, *, key: Key) -> Affine:
     """
     apply, params = nn.split(_module(config, key))
     return _assemble(config, apply, params, shift)
+
+
+def named_arrays(params: Any) -> dict[str, np.ndarray]:
+    """The arrays of a network by name, such as `blocks.0.inner.kernel`."""
+    named = _named(params).items()
+    return {name.removesuffix(".value"): np.asarray(leaf) for name, leaf in named}
 
 
 def _named(params: Any) -> dict[str, Any]:
