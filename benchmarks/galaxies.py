@@ -9,17 +9,19 @@ the other), never imported, and not kept: it has no licence to hand it on.
 Each network becomes a denoiser, draws samples, and is asked for the dimension at them.  Columns, at
 each noise level: FLIPD, its mean, least and largest; the trace of the Jacobian not at x, as in
 FLIPD, but at x + sigma eps; the denoising loss; expected FLIPD; the number of eigenvalues above one
-half; the asymmetry of the Jacobian (median); at how many samples the residual says that they are
-not on the model's manifold.  Then the verdict of `lid.at_plateau` for each sample, from the curve
-of expected FLIPD as `lid.spectral_curve` makes it, and at how many of these the residual objects.
+half and the median one; the asymmetry of the Jacobian (median); at how many samples the residual
+says that they are not on the model's manifold.  Then the verdict of `lid.at_plateau` for each
+sample, from the curve of expected FLIPD as `lid.spectral_curve` makes it, and at how many of these
+the residual objects.
 
 What it shows: on these networks FLIPD is no dimension at any level.  It asks the network about x
-itself, and in training each input had noise: at x the normal directions have eigenvalues of .1 to
--.1 and below, and in 1,000 directions that is a hundred dimensions, or minus several hundred.  At
-noisy inputs they are nearer to 0.  On ZTF, sigma from .7 to 1.8, FLIPD is 80 to 122 on average, the
-trace at noisy inputs 4 to 6, the loss 2.4 to 2.6, expected FLIPD and the count 2.5 to 3: smooth
-galaxies of a few parameters.  HSC has no such range: most samples have no plateau.  At small noise
-the residual objects to all samples, and so to most plateaus found there.
+itself, and in training each input had noise: at x the median eigenvalue, which is that of a normal
+direction and ought to be 0, is about .1 at large noise and negative at small, and in 1,000
+directions that is a hundred dimensions, or minus several hundred.  On ZTF, sigma from .7 to 1.8,
+FLIPD is 80 to 122 on average, the trace at noisy inputs 4 to 6, the loss 2.4 to 2.6, expected FLIPD
+and the count 2.5 to 3.1: smooth galaxies of a few parameters.  HSC has no such range: most samples
+have no plateau.  At small noise the residual objects to all samples, and so to most plateaus found
+there.
 
     python benchmarks/galaxies.py --preset cpu
     python benchmarks/galaxies.py --wheel galaxygrad-0.2.1-py3-none-any.whl --networks hsc_LogNet32
@@ -65,7 +67,7 @@ DEFAULT = {
 }
 SIZES = {"smoke": (2, 5), "cpu": (12, 16), "accelerator": (64, 24)}  # samples, noise levels
 SHOWN = 12
-READINGS = ("flipd", "noisy", "loss", "expected", "count", "asymmetry", "off")
+READINGS = ("flipd", "noisy", "loss", "expected", "count", "median", "asymmetry", "off")
 STYLE: Any = {"font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -260,7 +262,7 @@ class Measured(NamedTuple):
         samples: (N, H, W), z.
         times: (S,).
         sigmas: (S,).
-        flipd, noisy, loss, expected, count, asymmetry, off: (N, S).
+        flipd, noisy, loss, expected, count, median, asymmetry, off: (N, S).
         chosen: the plateau of each sample, read from `expected`.
     """
 
@@ -272,6 +274,7 @@ class Measured(NamedTuple):
     loss: np.ndarray
     expected: np.ndarray
     count: np.ndarray
+    median: np.ndarray
     asymmetry: np.ndarray
     off: np.ndarray
     chosen: lid.AtPlateau
@@ -308,6 +311,7 @@ def measure(model: denoise.NetworkDenoiser, num: int, num_levels: int) -> Measur
             "expected": spectrum.expected_flipd,
             "error": spectrum.network_error,
             "count": lid.rank_by_threshold(spectrum.eigenvalues),
+            "median": np.median(spectrum.eigenvalues, axis=1),
             "asymmetry": spectrum.asymmetry,
             "off": spectrum.off_manifold,
             "residual": spectrum.residual,
@@ -345,6 +349,7 @@ def level_rows(found: Measured) -> list[dict[str, Any]]:
             "loss": float(found.loss[:, level].mean()),
             "expected": float(found.expected[:, level].mean()),
             "count > 1/2": float(found.count[:, level].mean()),
+            "median": float(found.median[:, level].mean()),
             "asymmetry": float(np.median(found.asymmetry[:, level])),
             "off %": float(100 * found.off[:, level].mean()),
         }
