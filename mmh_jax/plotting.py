@@ -16,10 +16,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
 
+from mmh_jax.evaluation import LossCurve, loss_gap
 from mmh_jax.memorization import Label
 from mmh_jax.typing import Estimate
 
-__all__ = ["dimension_figure"]
+__all__ = ["dimension_figure", "image_grid", "loss_figure"]
 
 _STYLE: Any = {
     "font.size": 9.0,
@@ -213,3 +214,97 @@ def _draw_strips(figure: SubFigure, theta: np.ndarray, images: np.ndarray, count
             cell.set_xlabel(f"{theta[index]:.1f}", fontsize=7.5, labelpad=2)
             for spine in cell.spines.values():
                 spine.set_visible(False)
+
+
+def image_grid(
+    images: Any, *, num_columns: int | None = None, labels: Any = None, title: str = ""
+) -> Figure:
+    """Images side by side, each pixel a square: samples of a generator, neighbours of a point.
+
+    Args:
+        images: (N, H, W), (N, H, W, 1) or (N, H, W, 3); shown between 0 and 1, values outside are
+            cut off.
+        num_columns: by default about as many as rows.
+        labels: N texts or numbers, written under the images, or None.
+        title: written above.
+
+    Raises:
+        ValueError: if `images` is no set of images, or the labels are not N.
+    """
+    images = np.asarray(images)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
+        raise ValueError(
+            f"`image_grid(images=...)` has shape {images.shape}; it takes (N, H, W), (N, H, W, 1) "
+            "or (N, H, W, 3), at least one."
+        )
+    count = len(images)
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"`image_grid(labels=...)` has {len(labels)} labels for {count} images.")
+    if num_columns is not None and num_columns < 1:
+        raise ValueError(f"`image_grid(num_columns={num_columns})` must be at least 1.")
+    columns = min(num_columns or int(np.ceil(np.sqrt(count))), count)
+    rows = -(-count // columns)
+    height, width = images.shape[1:3]
+    side = 0.7
+    tall = (side * height / width + 0.16 * (labels is not None)) * rows + 0.3 * bool(title)
+    pads = {f"figure.constrained_layout.{axis}_pad": 0.01 for axis in "hw"}
+    with mpl.rc_context(_STYLE | pads):
+        figure = Figure(figsize=(side * columns, tall), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        cells = figure.subplots(rows, columns, squeeze=False)
+        for cell in cells.flat:
+            cell.set_axis_off()
+        for number, (image, cell) in enumerate(zip(images, cells.flat, strict=False)):
+            shown = np.clip(np.nan_to_num(image.astype(float)), 0, 1)
+            shown = shown[..., 0] if shown.shape[-1] == 1 else shown
+            cell.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            if labels is not None:
+                text = labels[number]
+                text = text if isinstance(text, str) else f"{text:.3g}"
+                cell.text(0.5, -0.04, text, transform=cell.transAxes, ha="center", va="top",
+                          fontsize=6)  # fmt: skip
+        if title:
+            figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def loss_figure(trained: LossCurve, held_out: LossCurve, *, title: str = "") -> Figure:
+    """Denoising losses of trained and held-out points over noise levels, and their gap below.
+
+    Bands are two standard errors each way.  Where the gap's band leaves zero upwards, the model
+    knows its training points at that scale.
+
+    Args:
+        trained, held_out: from `evaluation.loss_curve`, over the same noise levels.
+        title: written above.
+
+    Raises:
+        ValueError: if the curves are over different noise levels.
+    """
+    gap = loss_gap(trained, held_out)
+    curves = (("trained on", trained, "#D55E00"), ("held out", held_out, "#0072B2"))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.0, 4.4), dpi=200, layout="constrained")
+        FigureCanvasAgg(figure)
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+        for name, curve, color in curves:
+            text = f"{name} ({len(curve.losses):,})"
+            _draw_band(above, curve.sigmas, curve.value, curve.stderr, color, text)
+        _draw_band(below, trained.sigmas, gap.value, gap.stderr, "#009E73", "")
+        below.axhline(0, color="black", linewidth=0.8, linestyle="--", zorder=1)
+        above.set(xscale="log", ylabel="denoising loss\n(number of dimensions)")
+        below.set(xlabel="noise level $\\sigma$ (data units)", ylabel="held out\nless trained")
+        above.legend(frameon=False)
+        figure.align_labels()
+        if title:
+            figure.suptitle(title, fontsize=10, fontweight="bold")
+    return figure
+
+
+def _draw_band(axes: Axes, x: Any, value: Any, stderr: Any, color: str, label: str) -> None:
+    value, stderr = np.asarray(value), np.asarray(stderr)
+    axes.plot(x, value, color=color, linewidth=1.2, marker=".", markersize=4, label=label)
+    low, high = value - 2 * stderr, value + 2 * stderr
+    axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)

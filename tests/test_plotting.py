@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from mmh_jax import plotting
+from mmh_jax import evaluation, plotting
 from mmh_jax.memorization import Label
 from mmh_jax.plotting import dimension_figure
 from mmh_jax.typing import Estimate
@@ -98,3 +98,72 @@ def test_vectors_must_agree_and_hold_something_to_draw():
     nothing = Estimate(np.full(10, np.nan), theta.stderr)
     with pytest.raises(ValueError, match="no point at which both dimensions are finite"):
         dimension_figure(nothing, star, labels)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (5, 4, 3)])
+def test_a_grid_shows_every_image_in_order(shape):
+    images = np.arange(7.0).reshape(7, *[1] * len(shape)) / 10 * np.ones(shape)
+    figure = plotting.image_grid(images, labels=[f"n{i}" for i in range(7)], title="a title")
+    shown = [axes.get_images()[0] for axes in figure.axes if axes.get_images()]
+    assert [round(10 * float(np.ravel(image.get_array())[0])) for image in shown] == list(range(7))
+    assert all(image.get_array().shape[:2] == (5, 4) for image in shown)
+    assert all(image.get_clim() == (0, 1) for image in shown)
+    assert len(figure.axes) == 9
+    texts = [text for axes in figure.axes for text in axes.texts]
+    assert [text.get_text() for text in texts] == [f"n{i}" for i in range(7)]
+    figure.canvas.draw()
+    boxes = [axes.get_window_extent() for axes in figure.axes[:7]]
+    for one, other in itertools.combinations(boxes, 2):
+        width = min(one.x1, other.x1) - max(one.x0, other.x0)
+        height = min(one.y1, other.y1) - max(one.y0, other.y0)
+        assert min(width, height) < 1
+    for text in texts:
+        assert figure.bbox.contains(
+            text.get_window_extent().x0 + 1, text.get_window_extent().y0 + 1
+        )
+
+
+def test_a_grid_has_the_columns_asked_for_and_cuts_values_off():
+    images = np.array([[[-3.0, 0.5]], [[2.0, np.nan]]])
+    figure = plotting.image_grid(images, num_columns=1, labels=[1, 0.25])
+    assert figure.axes[0].get_position().y0 > figure.axes[1].get_position().y1
+    shown = [np.ravel(axes.get_images()[0].get_array()) for axes in figure.axes]
+    np.testing.assert_array_equal(shown, [[0, 0.5], [1, 0]])
+
+
+def test_what_is_no_set_of_images_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(3, 4\)"):
+        plotting.image_grid(np.zeros((3, 4)))
+    with pytest.raises(ValueError, match=r"shape \(3, 4, 4, 2\)"):
+        plotting.image_grid(np.zeros((3, 4, 4, 2)))
+    with pytest.raises(ValueError, match="2 labels for 3 images"):
+        plotting.image_grid(np.zeros((3, 4, 4)), labels=["a", "b"])
+    with pytest.raises(ValueError, match="num_columns=0"):
+        plotting.image_grid(np.zeros((3, 4, 4)), num_columns=0)
+
+
+def loss_curve(num, shift):
+    sigmas = np.geomspace(0.01, 10, 8)
+    losses = 5 / (1 + sigmas) + shift + np.random.default_rng(num).normal(size=(num, 8))
+    stderr = losses.std(axis=0, ddof=1) / np.sqrt(num)
+    return evaluation.LossCurve(sigmas, losses, losses.mean(axis=0), stderr)
+
+
+def test_the_loss_figure_shows_both_curves_and_their_gap():
+    trained, held_out = loss_curve(1_200, 0.0), loss_curve(300, 0.5)
+    figure = plotting.loss_figure(trained, held_out, title="a title")
+    above, below = figure.axes
+    drawn = [line.get_ydata() for line in above.lines]
+    np.testing.assert_array_equal(drawn, [trained.value, held_out.value])
+    np.testing.assert_array_equal(below.lines[0].get_ydata(), held_out.value - trained.value)
+    band = below.collections[0].get_paths()[0].vertices[:, 1]
+    gap = evaluation.loss_gap(trained, held_out)
+    np.testing.assert_allclose(band.max(), (gap.value + 2 * gap.stderr).max())
+    assert above.get_xscale() == "log"
+    texts = visible_texts(figure)
+    assert {"trained on (1,200)", "held out (300)"} <= {text for text, _ in texts}
+    for text, box in texts:
+        assert figure.bbox.contains(box.x0 + 1, box.y0 + 1), text
+        assert figure.bbox.contains(box.x1 - 1, box.y1 - 1), text
+    with pytest.raises(ValueError, match="over the same"):
+        plotting.loss_figure(trained, held_out._replace(sigmas=held_out.sigmas + 1))
