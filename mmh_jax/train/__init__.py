@@ -3,6 +3,17 @@
 from mmh_jax.train.checkpoint import Checkpoints, run_fingerprint
 from mmh_jax.train.config import TrainConfig
 from mmh_jax.train.ema import profile_coefficients, reconstruct
+from mmh_jax.train.gan import (
+    Gan,
+    GanConfig,
+    GanMetrics,
+    GanState,
+    discriminator_loss,
+    fit_gan,
+    gan,
+    generator_loss,
+    init_gan,
+)
 from mmh_jax.train.log import JsonLines, read_json_lines, tensorboard
 from mmh_jax.train.loop import Metrics, fit
 from mmh_jax.train.loss import (
@@ -20,11 +31,27 @@ from mmh_jax.train.run import normalisation, train_model
 from mmh_jax.train.step import TrainState, init_state
 from mmh_jax.train.store import ModelConfig, build, load, load_config, save
 from mmh_jax.train.stream import Stream, grain_stream
+from mmh_jax.train.vae import (
+    Elbo,
+    Vae,
+    VaeConfig,
+    VaeMetrics,
+    VaeState,
+    elbo,
+    fit_vae,
+    init_vae,
+    vae,
+)
 
 __all__ = [
     "IMAGE_RECIPES",
     "RECIPES",
     "Checkpoints",
+    "Elbo",
+    "Gan",
+    "GanConfig",
+    "GanMetrics",
+    "GanState",
     "JsonLines",
     "Metrics",
     "ModelConfig",
@@ -32,12 +59,24 @@ __all__ = [
     "Stream",
     "TrainConfig",
     "TrainState",
+    "Vae",
+    "VaeConfig",
+    "VaeMetrics",
+    "VaeState",
     "build",
     "denoising_loss",
+    "discriminator_loss",
     "edm_weight",
+    "elbo",
     "fit",
+    "fit_gan",
+    "fit_vae",
+    "gan",
+    "generator_loss",
     "grain_stream",
+    "init_gan",
     "init_state",
+    "init_vae",
     "load",
     "load_config",
     "log_normal",
@@ -54,4 +93,5 @@ __all__ = [
     "tensorboard",
     "train_model",
     "uniform_time",
+    "vae",
 ]
