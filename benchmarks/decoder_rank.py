@@ -38,8 +38,6 @@ CLASSIFIERS = {
     "mnist": evaluation.mnist_classifier,
 }
 THRESHOLDS = (0.1, 0.01, 0.001)
-# Columns that come first, and those that not every decoder has.
-OWN_NOISE: dict[str, Any] = {"decoder": None, "at own noise": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +95,8 @@ def trained_gan(images: np.ndarray, preset: Preset, key: Key) -> tuple[train.Gan
     return metrics.state.ema, f"margin {metrics.margin:.3f}"
 
 
-def ranks(name: str, spectra: np.ndarray, sigmas: dict[str, float]) -> dict[str, Any]:
-    """One row: means over latents."""
+def ranks(name: str, spectra: np.ndarray, own_noise: float | None = None) -> dict[str, Any]:
+    """One row: means over latents; `own_noise` is the decoder's, if it has any."""
     values = jnp.asarray(spectra)
     relative = values / values[:, :1]
     gap = jax.vmap(lambda s: lid.rank_by_gap(s, floor=1e-4))(values)
@@ -108,8 +106,8 @@ def ranks(name: str, spectra: np.ndarray, sigmas: dict[str, float]) -> dict[str,
         count = jax.vmap(lambda s, t=threshold: lid.rank_by_threshold(s, t))(relative)
         row[f"> {threshold:g}"] = float(count.mean())
     row["gap"] = float(gap.mean())
-    for what, sigma in sigmas.items():
-        row[what] = float(lid.rank_at_noise(values, sigma).mean())
+    for what, sigma in (("at .05", 0.05), ("at own noise", own_noise)):
+        row[what] = None if sigma is None else float(lid.rank_at_noise(values, sigma).mean())
     return row
 
 
@@ -175,23 +173,20 @@ def main(
         samples = _sample(model, latents)
         save(plotting.image_grid(samples[:64], title=name), out.with_name(f"{out.stem}_{name}.png"))
         spectra = _spectra(model, latents[: chosen.num_latents])
-        sigmas = {"at .05": 0.05}
-        if name == "vae":
-            notes[name]["sigma"] = float(model.sigma)
-            sigmas["at own noise"] = float(model.sigma)
-        rows.append(OWN_NOISE | ranks(name, spectra, sigmas))
+        own_noise = float(model.sigma) if isinstance(model, train.Vae) else None
+        notes[name]["sigma"] = own_noise
+        rows.append(ranks(name, spectra, own_noise))
         if classifier is not None:
             judgements.append(judged(name, classifier, real, samples))
         console.print(f"{name}: {note}, {notes[name]['seconds']:.0f} s")
     faces_of = study_dcgan(dcgan, max(chosen.num_latents // 8, 1), dcgan_key)
     if faces_of is not None:
         spectra, faces = faces_of
-        row = ranks("DCGAN, published", spectra, {"at .05": 0.05})
-        rows.append(OWN_NOISE | row)
+        rows.append(ranks("DCGAN, published", spectra))
         grid = plotting.image_grid((faces + 1) / 2, title="DCGAN")
         save(grid, out.with_name(f"{out.stem}_dcgan.png"))
-        if row["> 0.001"] != 100:
-            failures.append(f"DCGAN has LID {row['> 0.001']}, not 100")
+        if rows[-1]["> 0.001"] != 100:
+            failures.append(f"DCGAN has LID {rows[-1]['> 0.001']}, not 100")
     table("singular values of the decoder, means over latents; > t: relative to the largest", rows)
     if judgements:
         title = f"samples against {half:,} real images, in features of the {kind} classifier"
