@@ -6,7 +6,7 @@ Ito (2008), told apart under every common colour blindness; each verdict also ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -20,7 +20,7 @@ from mmh_jax.evaluation import LossCurve, loss_gap
 from mmh_jax.memorization import Label
 from mmh_jax.typing import Estimate
 
-__all__ = ["dimension_figure", "image_grid", "loss_figure"]
+__all__ = ["dimension_figure", "image_grid", "loss_figure", "onset_figure"]
 
 _STYLE: Any = {
     "font.size": 9.0,
@@ -301,6 +301,64 @@ def loss_figure(trained: LossCurve, held_out: LossCurve, *, title: str = "") -> 
         if title:
             figure.suptitle(title, fontsize=10, fontweight="bold")
     return figure
+
+
+_OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def onset_figure(rows: Sequence[Mapping[str, Any]], *, level: int = 0, title: str = "") -> Figure:
+    """Memorization over training time, for several sizes of the training set.
+
+    From above: the share of memorized samples, LID_theta of training points (solid) and held-out
+    ones (dashed), held-out loss less training loss.  A colour for each size; thin lines are seeds,
+    the thick one is their mean.
+
+    Args:
+        rows: of `report.onset.Moment.row`, each with `n` and `seed`.
+        level: which of the noise levels of the losses.
+        title: written above.
+    """
+    rows = [dict(row) | {"gap": row["gap"][level]} for row in rows]
+    sizes = sorted({row["n"] for row in rows})
+    panels = (
+        ("share of samples\nmemorized", (("memorized", "-"),)),
+        ("LID$_\\theta$", (("lid_train", "-"), ("lid_held_out", "--"))),
+        ("loss: held out\nless trained", (("gap", "-"),)),
+    )
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.0, 5.6), dpi=200, layout="constrained")
+        FigureCanvasAgg(figure)
+        all_axes = figure.subplots(3, 1, sharex=True)
+        for axes, (name, fields) in zip(all_axes, panels, strict=True):
+            for color, size in zip(_OKABE_ITO * len(sizes), sizes, strict=False):
+                own = [row for row in rows if row["n"] == size]
+                for field, style in fields:
+                    _draw_seeds(axes, own, field, style, color)
+            axes.set(ylabel=name)
+        all_axes[0].set(ylim=(-0.03, 1.03), xscale="log")
+        all_axes[2].axhline(0, color="black", linewidth=0.8, linestyle="--", zorder=1)
+        all_axes[2].set(xlabel="steps of training")
+        for color, size in zip(_OKABE_ITO * len(sizes), sizes, strict=False):
+            all_axes[0].plot([], [], color=color, label=f"n = {size:,}")
+        for style, text in (("-", "training points"), ("--", "held-out points")):
+            all_axes[1].plot([], [], color="black", linestyle=style, label=text)
+        for axes in all_axes[:2]:
+            axes.legend(frameon=False)
+        figure.align_labels()
+        if title:
+            figure.suptitle(title, fontsize=10, fontweight="bold")
+    return figure
+
+
+def _draw_seeds(axes: Axes, rows: list[dict[str, Any]], field: str, style: str, color: str) -> None:
+    """Each seed, and their mean at the steps that all of them have."""
+    seeds = sorted({row["seed"] for row in rows})
+    curves = [{r["step"]: r[field] for r in rows if r["seed"] == seed} for seed in seeds]
+    for curve in curves:
+        axes.plot(list(curve), list(curve.values()), style, color=color, linewidth=0.5, alpha=0.5)
+    common = [step for step in curves[0] if all(step in curve for curve in curves)]
+    means = [float(np.mean([curve[step] for curve in curves])) for step in common]
+    axes.plot(common, means, style, color=color, linewidth=1.6, marker=".", markersize=4)
 
 
 def _draw_band(axes: Axes, x: Any, value: Any, stderr: Any, color: str, label: str) -> None:

@@ -25,14 +25,14 @@ class Copies(NamedTuple):
     Attributes:
         ratio: (M,) d_1 / d_2, between 0 and 1.
         distance: (M,) d_1, in data units.
-        index: (M,) the row of the nearest training point; of duplicates the first.
+        nearest: (M,) the row of the nearest training point; of duplicates the first.
         memorized: (M,) whether `ratio` is below the threshold.
         counts: (N,) how many memorized samples copy each training point.
     """
 
     ratio: np.ndarray
     distance: np.ndarray
-    index: np.ndarray
+    nearest: np.ndarray
     memorized: np.ndarray
     counts: np.ndarray
 
@@ -89,7 +89,7 @@ def copies(
     d_1, d_2 = near.distances.T
     # d_2 is 0 only if two points that are not equal are so in float32: nothing stands out.
     ratio = np.where(d_2 > 0, d_1 / np.where(d_2 > 0, d_2, 1), 1.0)
-    index = first[near.indices[:, 0]]
+    nearest = first[near.indices[:, 0]]
     memorized = ratio < threshold
-    counts = np.bincount(index[memorized], minlength=len(points))
-    return Copies(ratio, d_1, index, memorized, counts)
+    counts = np.bincount(nearest[memorized], minlength=len(points))
+    return Copies(ratio, d_1, nearest, memorized, counts)
