@@ -1,20 +1,33 @@
 """Flax networks, one example per call: embeddings, residual MLPs, convolutional decoders."""
+"""Flax networks, one example per call: a residual MLP and the gradient of one, a U-Net."""
 
+from mmh_jax.nn.condition import Conditioning, drop_condition, null_condition
 from mmh_jax.nn.conv import Conv, convolve
 from mmh_jax.nn.decoders import ConvDecoder, ConvDiscriminator, ConvEncoder, pixel_shuffle
 from mmh_jax.nn.functional import Apply, split
+from mmh_jax.nn.layers import Attention, Features, GroupNorm, NoiseEmbedding, features
 from mmh_jax.nn.mlp import GradientMLP, ResidualMLP, sinusoidal_embedding
+from mmh_jax.nn.unet import UNet
 
 __all__ = [
     "Apply",
+    "Attention",
+    "Conditioning",
     "Conv",
     "ConvDecoder",
     "ConvDiscriminator",
     "ConvEncoder",
+    "Features",
     "GradientMLP",
+    "GroupNorm",
+    "NoiseEmbedding",
     "ResidualMLP",
+    "UNet",
     "convolve",
     "pixel_shuffle",
+    "drop_condition",
+    "features",
+    "null_condition",
     "sinusoidal_embedding",
     "split",
 ]

@@ -7,6 +7,7 @@ hashable value, and every later call goes through `jax.jit` without NNX's own di
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -44,9 +45,12 @@ class Apply:
     graph: Any
     batched: bool = False
 
-    def __call__(self, params: Any, *inputs: Any) -> Array:
-        """The answer for one example; with `batched`, the module sees a batch of one."""
-        module = nnx.merge(self.graph, params)
+    def __call__(self, params: Any, *inputs: Any, **options: Any) -> Array:
+        """The answer for one example; with `batched`, the module sees a batch of one.
+
+        Options, such as a network's `key=` for dropout, are handed on as they are.
+        """
+        module = functools.partial(nnx.merge(self.graph, params), **options)
         return one_example(module, *inputs) if self.batched else module(*inputs)
 
 

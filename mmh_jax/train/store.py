@@ -28,6 +28,11 @@ __all__ = ["ModelConfig", "build", "load", "load_config", "named_arrays", "save"
 FORMAT = "mmh_jax.model/1"
 OBJECTIVES = ("edm", "vp")
 NETWORKS = {"GradientMLP": nn.GradientMLP, "ResidualMLP": nn.ResidualMLP}
+NETWORKS = {
+    "GradientMLP": nn.GradientMLP,
+    "ResidualMLP": nn.ResidualMLP,
+    "UNet": nn.UNet,
+}
 
 
 @dataclasses.dataclass(frozen=True)
