@@ -4,6 +4,11 @@
 from mmh_jax.nn.condition import Conditioning, drop_condition, null_condition
 from mmh_jax.nn.conv import Conv, convolve
 from mmh_jax.nn.decoders import ConvDecoder, ConvDiscriminator, ConvEncoder, pixel_shuffle
+"""Flax networks, one example per call: a residual MLP and the gradient of one, a U-Net, a DiT."""
+
+from mmh_jax.nn.condition import Conditioning, drop_condition, null_condition
+from mmh_jax.nn.conv import Conv, convolve
+from mmh_jax.nn.dit import DiT
 from mmh_jax.nn.functional import Apply, split
 from mmh_jax.nn.layers import Attention, Features, GroupNorm, NoiseEmbedding, features
 from mmh_jax.nn.mlp import GradientMLP, ResidualMLP, sinusoidal_embedding
@@ -17,6 +22,7 @@ __all__ = [
     "ConvDecoder",
     "ConvDiscriminator",
     "ConvEncoder",
+    "DiT",
     "Features",
     "GradientMLP",
     "GroupNorm",

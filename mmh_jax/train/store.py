@@ -29,6 +29,7 @@ FORMAT = "mmh_jax.model/1"
 OBJECTIVES = ("edm", "vp")
 NETWORKS = {"GradientMLP": nn.GradientMLP, "ResidualMLP": nn.ResidualMLP}
 NETWORKS = {
+    "DiT": nn.DiT,
     "GradientMLP": nn.GradientMLP,
     "ResidualMLP": nn.ResidualMLP,
     "UNet": nn.UNet,
