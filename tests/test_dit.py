@@ -231,3 +231,15 @@ def test_lowers_for_accelerators(kind, platform):
 
     exported = export.export(jax.jit(program), platforms=[platform])(params, draw(2, *SHAPE), cond)
     assert exported.platforms == (platform,)
+
+
+def test_a_grey_image_needs_no_axis_of_channels():
+    with_axis = nn.DiT((8, 8, 1), patch_size=2, width=16, depth=1, rngs=nnx.Rngs(0))
+    without = nn.DiT((8, 8), patch_size=2, width=16, depth=1, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (8, 8, 1))
+    apply, params = nn.split(with_axis)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    grey, _ = nn.split(without)
+    found = grey(params, x[..., 0], 0.3)
+    assert found.shape == (8, 8)
+    np.testing.assert_array_equal(found, apply(params, x, 0.3)[..., 0])

@@ -417,3 +417,15 @@ def test_training_learns_two_images():
     rounds = train.fit(model, points, config, key=jax.random.key(0))
     losses = [metrics.loss for metrics in rounds]
     assert losses[-1] < 0.6 * losses[0], losses
+
+
+def test_a_grey_image_needs_no_axis_of_channels():
+    with_axis = nn.UNet((8, 8, 1), width=8, multipliers=(1, 2), rngs=nnx.Rngs(0))
+    without = nn.UNet((8, 8), width=8, multipliers=(1, 2), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (8, 8, 1))
+    apply, params = nn.split(with_axis)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    grey, _ = nn.split(without)
+    found = grey(params, x[..., 0], 0.3)
+    assert found.shape == (8, 8)
+    np.testing.assert_array_equal(found, apply(params, x, 0.3)[..., 0])

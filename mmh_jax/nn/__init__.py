@@ -1,13 +1,8 @@
-"""Flax networks, one example per call: embeddings, residual MLPs, convolutional decoders."""
-"""Flax networks, one example per call: a residual MLP and the gradient of one, a U-Net."""
+"""Flax networks, one example per call: U-Net, DiT, residual MLPs, convolutional decoders."""
 
 from mmh_jax.nn.condition import Conditioning, drop_condition, null_condition
 from mmh_jax.nn.conv import Conv, convolve
 from mmh_jax.nn.decoders import ConvDecoder, ConvDiscriminator, ConvEncoder, pixel_shuffle
-"""Flax networks, one example per call: a residual MLP and the gradient of one, a U-Net, a DiT."""
-
-from mmh_jax.nn.condition import Conditioning, drop_condition, null_condition
-from mmh_jax.nn.conv import Conv, convolve
 from mmh_jax.nn.dit import DiT
 from mmh_jax.nn.functional import Apply, split
 from mmh_jax.nn.layers import Attention, Features, GroupNorm, NoiseEmbedding, features
@@ -30,10 +25,10 @@ __all__ = [
     "ResidualMLP",
     "UNet",
     "convolve",
-    "pixel_shuffle",
     "drop_condition",
     "features",
     "null_condition",
+    "pixel_shuffle",
     "sinusoidal_embedding",
     "split",
 ]

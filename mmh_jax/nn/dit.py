@@ -102,7 +102,7 @@ class DiT(nnx.Module):
     plain value that JSON can hold.
 
     Args:
-        shape: of an image, (H, W, C).
+        shape: of an image, (H, W, C), or (H, W) if it is grey.
         patch_size: of a patch's sides, a divisor of H and W.
         width: of a patch's features, a multiple of 4.
         depth: blocks.
@@ -139,7 +139,8 @@ class DiT(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.shape = tuple(shape)
-        _check(self.shape, patch_size, width, depth, mlp_ratio, dropout)
+        full = layers.with_channels(self.shape)
+        _check(full, patch_size, width, depth, mlp_ratio, dropout)
         heads = layers.heads_of("DiT", width, num_heads, head_size)
         self.patch_size, self.width = patch_size, width
         self.grid = (self.shape[0] // patch_size, self.shape[1] // patch_size)
@@ -153,7 +154,7 @@ class DiT(nnx.Module):
             rngs=rngs,
         )
         self.embed = NoiseEmbedding(width, dtype=self.dtype, rngs=rngs)
-        size = patch_size**2 * self.shape[2]
+        size = patch_size**2 * full[2]
         self.enter = nnx.Linear(size, width, dtype=self.dtype, rngs=rngs)
         self.blocks = nnx.List(
             [
@@ -208,7 +209,7 @@ def _check(
     shape: tuple[int, ...], patch: int, width: int, depth: int, ratio: float, rate: float
 ) -> None:
     if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"`DiT(shape={shape})` must be that of an image, (H, W, C).")
+        raise ValueError(f"`DiT(shape={shape})` must be that of an image, (H, W, C) or (H, W).")
     if patch < 1 or shape[0] % patch or shape[1] % patch:
         raise ValueError(
             f"`DiT(patch_size={patch})` does not divide an image of shape {shape}; choose a "

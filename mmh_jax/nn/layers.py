@@ -105,6 +105,11 @@ def checked_point(caller: str, x: Array, shape: tuple[int, ...]) -> Array:
     return x
 
 
+def with_channels(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(H, W, C); a grey image (H, W) has one channel."""
+    return (*shape, 1) if len(shape) == 2 else shape
+
+
 def at_least_float32(x: Array) -> Array:
     """The same in float32, or in float64 if it was."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

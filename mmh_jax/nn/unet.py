@@ -107,7 +107,7 @@ class UNet(nnx.Module):
     option is a plain value that JSON can hold.
 
     Args:
-        shape: of an image, (H, W, C).
+        shape: of an image, (H, W, C), or (H, W) if it is grey.
         width: channels on the finest level.
         multipliers: channels of each level, in units of `width`; each level halves the image.
         num_blocks: residual blocks on each level (one more on the way up).
@@ -148,9 +148,12 @@ class UNet(nnx.Module):
         dtype: str | None = None,
         rngs: nnx.Rngs,
     ):
-        sizes = _sizes(tuple(shape), width, tuple(multipliers), num_blocks, dropout)
+        sizes = _sizes(
+            layers.with_channels(tuple(shape)), width, tuple(multipliers), num_blocks, dropout
+        )
         attended = _attended(sizes, attention_resolutions, token_size)
         self.shape = tuple(shape)
+        channels = full[2]
         self.dtype = layers.compute_dtype("UNet", dtype)
         self.remat = remat
         embedding_size = 4 * width
@@ -178,7 +181,7 @@ class UNet(nnx.Module):
 
         widths = [width * factor for factor in multipliers]
         here = width
-        self.enter = Conv(self.shape[2], here, dtype=self.dtype, rngs=rngs)
+        self.enter = Conv(channels, here, dtype=self.dtype, rngs=rngs)
         down, kept = [], [here]
         for level, wide in enumerate(widths):
             if level > 0:
@@ -200,7 +203,7 @@ class UNet(nnx.Module):
                 up.append(_Doubled(here, dtype=self.dtype, rngs=rngs))
         self.up = nnx.List(up)
         self.norm = GroupNorm(here)
-        self.leave = Conv(here, self.shape[2], zero=True, dtype=self.dtype, rngs=rngs)
+        self.leave = Conv(here, channels, zero=True, dtype=self.dtype, rngs=rngs)
 
     def features(
         self, x: Array, c_noise: Array, cond: Any = None, *, key: Key | None = None
@@ -220,7 +223,8 @@ class UNet(nnx.Module):
                 maps.append(weights)
             return h
 
-        h = self.enter(x if self.dtype is None else x.astype(self.dtype))
+        image = x.reshape(layers.with_channels(self.shape))
+        h = self.enter(image if self.dtype is None else image.astype(self.dtype))
         kept, index = [h], 0
         for module in self.down:
             h = step(index, module, h)
@@ -237,7 +241,7 @@ class UNet(nnx.Module):
             index += 1
         answer = self.leave(nnx.silu(self.norm(h)))
         dtype = jnp.result_type(answer, x)
-        return answer.astype(dtype), Features(bottleneck, tuple(maps))
+        return answer.reshape(self.shape).astype(dtype), Features(bottleneck, tuple(maps))
 
     def __call__(
         self, x: Array, c_noise: Array, cond: Any = None, *, key: Key | None = None
@@ -245,7 +249,7 @@ class UNet(nnx.Module):
         """F, of x's shape, for one image, one scalar `c_noise` and one condition or none.
 
         Args:
-            x: (H, W, C).
+            x: of the network's shape.
             c_noise: a scalar.
             cond: a label, tokens (L, token_size), or None for the null condition.
             key: draws the dropout; without it there is none.
@@ -258,7 +262,7 @@ def _sizes(
 ) -> list[int]:
     """The longer side of the feature maps of each level."""
     if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"`UNet(shape={shape})` must be that of an image, (H, W, C).")
+        raise ValueError(f"`UNet(shape={shape})` must be that of an image, (H, W, C) or (H, W).")
     if width < 1 or not multipliers or min(multipliers) < 1 or num_blocks < 1:
         raise ValueError(
             f"`UNet(width={width}, multipliers={multipliers}, num_blocks={num_blocks})` must all "

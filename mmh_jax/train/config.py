@@ -39,7 +39,8 @@ class TrainConfig:
             other: memory of one part, the same step but for rounding.
         condition_dropout: the probability with which a condition is replaced by the null one, for
             classifier-free guidance (Ho & Salimans 2022, 2207.12598).
-        null_condition: what it is replaced by: a hashable scalar, such as the number of classes.
+        null_condition: what it is replaced by: a hashable scalar, such as the number of classes;
+            None for what the network itself says (`nn.null_condition`).
         augment: applied to every point of a batch.
         ema_widths: relative widths of further averages, by powers of time (`train.ema`); two of
             them, kept by `Checkpoints(keep_every=...)`, are enough to rebuild any other.
@@ -79,11 +80,6 @@ class TrainConfig:
         if not 0 <= self.condition_dropout <= 1:
             raise ValueError(
                 f"`TrainConfig(condition_dropout={self.condition_dropout})` is a probability."
-            )
-        if self.condition_dropout > 0 and self.null_condition is None:
-            raise ValueError(
-                "`TrainConfig(condition_dropout=...)` needs `null_condition`, what a condition is "
-                "replaced by: for class labels the number of classes."
             )
         for width in self.ema_widths:
             exponent(width)

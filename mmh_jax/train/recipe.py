@@ -125,17 +125,17 @@ RECIPES = {
 # About a million parameters at 28 x 28: half an hour on two cores is some 4,000 steps.
 IMAGE_RECIPES = {
     "smoke": Recipe(
-        network="UNet", width=8, options=(("multipliers", (1, 2)), ("blocks", 1)),
+        network="UNet", width=8, options=(("multipliers", (1, 2)), ("num_blocks", 1)),
         num_steps=20, batch_size=16, ema_half_life=5.0, sigma_max=20.0,
         noise_levels=log_normal(-1.0, 1.4),
     ),
     "cpu": Recipe(
-        network="UNet", width=32, options=(("multipliers", (1, 2, 2)), ("blocks", 1)),
+        network="UNet", width=32, options=(("multipliers", (1, 2, 2)), ("num_blocks", 1)),
         num_steps=4_000, batch_size=64, learning_rate=1e-3, ema_half_life=200.0, sigma_max=20.0,
         noise_levels=log_normal(-1.0, 1.4),
     ),
     "accelerator": Recipe(
-        network="UNet", width=128, options=(("multipliers", (1, 2, 2)), ("blocks", 3)),
+        network="UNet", width=128, options=(("multipliers", (1, 2, 2)), ("num_blocks", 3)),
         num_steps=200_000, batch_size=512, learning_rate=3e-4, ema_half_life=5_000.0,
         sigma_max=40.0, noise_levels=log_normal(-1.0, 1.4),
     ),

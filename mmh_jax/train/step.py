@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from mmh_jax import nn
 from mmh_jax.denoise import NetworkDenoiser
 from mmh_jax.train.config import TrainConfig
 from mmh_jax.train.ema import average_rate, exponent
@@ -60,7 +61,7 @@ def init_state(denoiser: NetworkDenoiser, config: TrainConfig) -> TrainState:
 def _inputs(
     config: TrainConfig, x0: Array, condition: Any, key: Key
 ) -> tuple[Array, Array, Array, Any]:
-    """The batch after augmentation, its noise levels and keys, and its conditions, some dropped."""
+    """The batch after augmentation, its noise levels and keys, and its conditions."""
     level_key, noise_key = jax.random.split(key)
     num = x0.shape[0]
     sigma = config.noise_levels(num, key=level_key).astype(x0.dtype)
@@ -68,14 +69,6 @@ def _inputs(
         augment_keys = jax.random.split(jax.random.fold_in(key, 1), num)
         augment = config.augment
         x0 = jax.vmap(lambda x, k: augment(x, key=k))(x0, augment_keys)
-    if condition is not None and config.condition_dropout > 0:
-        dropped = jax.random.bernoulli(jax.random.fold_in(key, 2), config.condition_dropout, (num,))
-
-        def replaced(leaf: Array) -> Array:
-            mask = dropped.reshape(num, *[1] * (leaf.ndim - 1))
-            return jnp.where(mask, jnp.asarray(config.null_condition, leaf.dtype), leaf)
-
-        condition = jax.tree.map(replaced, condition)
     return x0, sigma, jax.random.split(noise_key, num), condition
 
 
@@ -85,9 +78,19 @@ def _batch_loss(
     """The mean over the batch."""
     model = denoiser.replace(params=params)  # pyright: ignore[reportAttributeAccessIssue]
 
+    def kept(condition: Any, key: Key) -> Any:
+        if config.condition_dropout == 0:
+            return condition
+        # Here and not before: a learned null condition is a parameter, and gets its gradient.
+        null = config.null_condition
+        network: Any = getattr(denoiser.apply, "apply", denoiser.apply)
+        null = nn.null_condition(network, params) if null is None else null
+        key = jax.random.fold_in(key, 2)
+        return nn.drop_condition(condition, config.condition_dropout, key=key, null=null)
+
     def mean_of(loss: Callable[..., Array], every: int) -> Array:
         def at_one(x: Array, sigma: Array, key: Key, condition: Any) -> Array:
-            bound = model if condition is None else model.condition(condition)
+            bound = model if condition is None else model.condition(kept(condition, key))
             return loss(bound, x, sigma, config.sigma_data, key=key)
 
         return jnp.mean(jax.vmap(at_one)(*jax.tree.map(lambda leaf: leaf[::every], batch)))

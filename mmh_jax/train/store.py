@@ -27,7 +27,6 @@ __all__ = ["ModelConfig", "build", "load", "load_config", "named_arrays", "save"
 
 FORMAT = "mmh_jax.model/1"
 OBJECTIVES = ("edm", "vp")
-NETWORKS = {"GradientMLP": nn.GradientMLP, "ResidualMLP": nn.ResidualMLP}
 NETWORKS = {
     "DiT": nn.DiT,
     "GradientMLP": nn.GradientMLP,
