@@ -142,15 +142,36 @@ def test_a_run_continued_is_a_run_not_interrupted():
     assert int(whole.step) == CONFIG.num_epochs(100) * CONFIG.steps_per_epoch(100)
 
 
+def test_parts_of_an_epoch_are_the_epoch():
+    points, key = circle(3200), jax.random.key(3)  # a hundred steps in an epoch
+    whole = dataclasses.replace(CONFIG, num_steps=200, steps_per_round=100)
+    parts = dataclasses.replace(whole, steps_per_round=30)
+    expected = last(train.fit(untrained(), points, whole, key=key)).state
+    iterator = train.fit(untrained(), points, parts, key=key)
+    found = [next(iterator) for _ in range(2)]
+    half = jax.tree.map(jnp.array, found[-1].state)
+    rest = list(train.fit(untrained(), points, parts, key=key, state=half))
+    steps = [metrics.step for metrics in found + rest]
+    assert steps == [30, 60, 90, 100, 130, 160, 190, 200]
+    assert int(rest[-1].state.epoch) == 2
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(rest[-1].state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_ema_is_the_documented_average(x64):
     points = circle()
     config = dataclasses.replace(CONFIG, num_steps=6, steps_per_round=1)
     model = untrained()
     average = jax.tree.map(np.asarray, model.params)
-    for metrics in train.fit(model, points, config, key=jax.random.key(0)):
-        # One round is one epoch of 3 steps here; follow it only when it is one step.
-        assert metrics.step % 3 == 0
-    assert jax.tree.structure(metrics.state.ema) == jax.tree.structure(average)
+    for number, metrics in enumerate(train.fit(model, points, config, key=jax.random.key(0))):
+        assert metrics.step == number + 1
+        rate = min(1 - 0.5 ** (1 / config.ema_half_life), 9 / (10 + number))
+        average = jax.tree.map(
+            lambda old, new, rate=rate: old + rate * (np.asarray(new) - old),
+            average, metrics.state.params,
+        )  # fmt: skip
+    for a, b in zip(*map(jax.tree.leaves, (metrics.state.ema, average)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
     one = dataclasses.replace(config, num_steps=1, batch_size=100)
     start = jax.tree.map(np.array, model.params)
     state = last(train.fit(model, points, one, key=jax.random.key(0))).state

@@ -148,9 +148,8 @@ class UNet(nnx.Module):
         dtype: str | None = None,
         rngs: nnx.Rngs,
     ):
-        sizes = _sizes(
-            layers.with_channels(tuple(shape)), width, tuple(multipliers), num_blocks, dropout
-        )
+        full = layers.with_channels(tuple(shape))
+        sizes = _sizes(full, width, tuple(multipliers), num_blocks, dropout)
         attended = _attended(sizes, attention_resolutions, token_size)
         self.shape = tuple(shape)
         channels = full[2]

@@ -32,7 +32,8 @@ class TrainConfig:
             average starts faster, so that early weights do not linger.
         noise_levels: the law of sigma.
         sigma_data: the standard deviation of the (normalised) data.
-        steps_per_round: optimiser steps between two yields, rounded to whole epochs.
+        steps_per_round: optimiser steps between two yields, rounded to whole epochs if they are
+            shorter.
         symmetry: the weight of `symmetry_loss`, taken at every fourth point of a batch.
         weight: `weight(sigma, sigma_data)` of the squared error: `edm_weight`, `noise_weight`, ...
         accumulate: the gradient of a batch is the mean over so many equal parts, one after the

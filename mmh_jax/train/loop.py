@@ -1,6 +1,6 @@
-r"""The training loop: whole epochs inside one compiled scan, with an average of the weights.
+r"""The training loop: epochs, or parts of one, inside one compiled loop.
 
-`fit` is a generator.  It yields after every round (a few epochs) and never prints; the caller shows
+`fit` is a generator.  It yields after every round and never prints; the caller shows
 progress, saves checkpoints, or stops.  Every random number is a function of the seed and the epoch
 (of a stream: the step), so a run that continues from a saved state ends with the same weights, bit
 for bit, as one that was never interrupted.
@@ -74,6 +74,34 @@ def _round(
 
     state, losses = jax.lax.scan(one_epoch, state, None, length=num_epochs)
     return state, losses.mean()
+
+
+@functools.partial(jax.jit, static_argnames=("config", "place"), donate_argnames="state")
+def _part(
+    config: TrainConfig,
+    denoiser: NetworkDenoiser,
+    state: TrainState,
+    data: tuple[Array, Any],
+    key: Key,
+    stop: Array,
+    place: Placement | None = None,
+) -> tuple[TrainState, Array]:
+    """The steps of this epoch up to its step `stop`; one program for all parts."""
+    steps = config.steps_per_epoch(data[0].shape[0])
+    start = state.step - state.epoch * steps
+    order_key, noise_key = jax.random.split(jax.random.fold_in(key, state.epoch))
+    indices = _batches(data[0].shape[0], config, order_key)
+    keys = jax.random.split(noise_key, steps)
+
+    def one_step(number: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
+        batch = jax.tree.map(lambda leaf: leaf[indices[number]], data)
+        state, loss = step(config, denoiser, carry[0], batch, keys[number], place)
+        return state, carry[1] + loss
+
+    zero = jnp.zeros((), data[0].dtype)
+    state, total = jax.lax.fori_loop(start, stop, one_step, (state, zero))
+    epoch = state.epoch + (stop == steps)
+    return dataclasses.replace(state, epoch=epoch), total / (stop - start)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "place"), donate_argnames="state")
@@ -153,9 +181,14 @@ def _fit_array(
     state: TrainState, place: Placement | None,
 ) -> Iterator[Metrics]:  # fmt: skip
     num_points = data[0].shape[0]
-    total = config.num_epochs(num_points)
-    per_round = max(1, config.steps_per_round // config.steps_per_epoch(num_points))
-    epoch = int(state.epoch)
+    total, per_epoch = config.num_epochs(num_points), config.steps_per_epoch(num_points)
+    per_round = max(1, config.steps_per_round // per_epoch)
+    epoch, done = int(state.epoch), int(state.step) % per_epoch
+    while per_epoch > config.steps_per_round and epoch < total:
+        stop = min(done - done % config.steps_per_round + config.steps_per_round, per_epoch)
+        state, loss = _part(config, denoiser, state, data, key, jnp.int32(stop), place)
+        epoch, done = (epoch + 1, 0) if stop == per_epoch else (epoch, stop)
+        yield _metrics(state, float(loss), config)
     while epoch < total:
         # Rounds end at multiples of `per_round`, wherever a run continues.
         num_epochs = min(per_round - epoch % per_round, total - epoch)
