@@ -31,7 +31,7 @@ class Recipe:
         noise_levels: their law, in the same unit; None for log-uniform between the two.
         network: `ResidualMLP`, `GradientMLP` for a conservative model at 3 times the cost, or for
             images `UNet` or `DiT`.
-        symmetry, accumulate, augment, ema_widths, weight: of `TrainConfig`.
+        symmetry, accumulate, augment, ema_widths, weight, steps_per_round: of `TrainConfig`.
         options: further keyword arguments of the network, as pairs of name and value.
         objective: `edm`, a network with EDM preconditioning, or `vp`, one that predicts the noise
             on the VP schedule (with `uniform_time` and `noise_weight`).
@@ -57,6 +57,7 @@ class Recipe:
     augment: Augmentation | None = None
     ema_widths: tuple[float, ...] = ()
     weight: Weight = edm_weight
+    steps_per_round: int = 250
 
     def settings(self) -> dict[str, Any]:
         """All fields by name, for a fingerprint or a record.
@@ -91,6 +92,7 @@ class Recipe:
             augment=self.augment,
             ema_widths=self.ema_widths,
             weight=self.weight,
+            steps_per_round=self.steps_per_round,
             condition_dropout=0.0 if num_classes is None else self.condition_dropout,
             null_condition=num_classes,
         )
@@ -127,12 +129,12 @@ IMAGE_RECIPES = {
     "smoke": Recipe(
         network="UNet", width=8, options=(("multipliers", (1, 2)), ("num_blocks", 1)),
         num_steps=20, batch_size=16, ema_half_life=5.0, sigma_max=20.0,
-        noise_levels=log_normal(-1.0, 1.4),
+        noise_levels=log_normal(-1.0, 1.4), steps_per_round=20,
     ),
     "cpu": Recipe(
         network="UNet", width=32, options=(("multipliers", (1, 2, 2)), ("num_blocks", 1)),
         num_steps=4_000, batch_size=64, learning_rate=1e-3, ema_half_life=200.0, sigma_max=20.0,
-        noise_levels=log_normal(-1.0, 1.4),
+        noise_levels=log_normal(-1.0, 1.4), steps_per_round=25,
     ),
     "accelerator": Recipe(
         network="UNet", width=128, options=(("multipliers", (1, 2, 2)), ("num_blocks", 3)),

@@ -1,0 +1,64 @@
+"""A training that is killed at any moment continues, and ends with the same parameters."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mmh_jax import train
+
+SCRIPT = """
+import dataclasses, sys
+from mmh_jax import data, train
+recipe = dataclasses.replace(
+    train.IMAGE_RECIPES["smoke"], num_steps=300, ema_widths=(0.1,), augment=data.augment.shift(1)
+)
+points = data.load("digits", max_points=320)
+# No time between checkpoints: kills come while they are written, too.
+train.train_model(
+    points.points, recipe, sys.argv[1], seed=0, labels=points.labels, save_every=0.0, keep_every=40,
+    progress=lambda step, total, loss: print(step, flush=True),
+)
+"""
+
+
+def start(folder):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(kills, tmp_path):
+    whole = start(tmp_path / "whole")
+    assert whole.communicate(timeout=600)[0].split()[-1] == "300"
+    rng, first_steps, num_killed = np.random.default_rng(0), [], 0
+    while True:
+        process = start(tmp_path / "killed")
+        first = process.stdout.readline()
+        if first:
+            first_steps.append(int(first))
+        if num_killed < kills:
+            for _ in range(rng.integers(0, 4)):
+                process.stdout.readline()
+            # Within a round, or in a checkpoint after it.
+            time.sleep(rng.uniform(0, 0.3))
+            process.kill()
+        process.communicate(timeout=600)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -9, "it failed on what was left behind"
+        num_killed += 1
+    assert num_killed >= 2
+    assert first_steps == sorted(first_steps)
+    assert first_steps[-1] > first_steps[0]
+    for name in ("params.safetensors", "config.json"):
+        ours, theirs = ((tmp_path / run / name).read_bytes() for run in ("killed", "whole"))
+        assert ours == theirs
+    rows = train.read_json_lines(tmp_path / "killed" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(20, 301, 20))
+    assert [row["loss"] for row in rows] == [
+        row["loss"] for row in train.read_json_lines(tmp_path / "whole" / "metrics.jsonl")
+    ]
