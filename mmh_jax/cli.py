@@ -46,11 +46,15 @@ class Train:
     Interrupted or killed, it continues when the same command is run again.
 
     Attributes:
-        source: `digits`, a .npy or .npz file, an idx file, or a folder of images.
-        out: The folder for the model: config.json and params.safetensors.
+        source: What `data.load` reads: `digits`, a .npy or .npz file, an idx file, a folder of
+            images, of MNIST or of CIFAR, ...
+        out: The folder for the model: config.json, params.safetensors and metrics.jsonl.
         preset: Sizes of network and training: a minute, some minutes, or hours on an accelerator.
         seed: Of weights, order and noise.
         num_steps: Optimiser steps; by default the preset's.
+        network: For points of any kind an MLP; for images a U-Net or a transformer.
+        by_label: Train a conditional model on the labels of the source; UNet and DiT only.
+        budget: Minutes of training, in place of a number of steps.
         overwrite: Replace a finished model in the folder.
     """
 
@@ -59,6 +63,9 @@ class Train:
     preset: PresetName = "cpu"
     seed: int = 0
     num_steps: int | None = None
+    network: Literal["ResidualMLP", "UNet", "DiT"] = "ResidualMLP"
+    by_label: bool = False
+    budget: float | None = None
     overwrite: bool = False
 
     def run(self, command: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ def train_model(
     seed: int,
     preset: str = "cpu",
     num_steps: int | None = None,
+    network: str = "ResidualMLP",
+    by_label: bool = False,
+    budget: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -52,6 +56,9 @@ def train_model(
         seed: of weights, order and noise.
         preset: a key of `PRESETS`.
         num_steps: instead of the preset's.
+        network: `ResidualMLP`, or for images `UNet` or `DiT`.
+        by_label: whether to train a conditional model on the labels of the source.
+        budget: minutes of training, in place of a number of steps.
         overwrite: whether a model in the folder may be replaced.
         progress: called as `progress("model", step, total_steps, note)`.
 
@@ -65,10 +72,17 @@ def train_model(
     check_seed(seed)
     output.check_output(out, output.MODEL, overwrite=overwrite)
     data = sources.load(source)
-    recipe = chosen.recipe.wide_enough(data.points[0].size)
+    labels = _labels(data, network) if by_label else None
+    if budget is not None and (num_steps is not None or not 0 < budget < float("inf")):
+        raise ValueError(
+            f"--budget is {budget}; it must be positive, in minutes, without --num-steps."
+        )
+    recipe = _recipe(preset, network, data.points)
     if num_steps is not None:
         recipe = dataclasses.replace(recipe, num_steps=num_steps)
     settings = {"source": str(source), "data": hash_of(data.points), "seed": seed}
+    settings |= {"by_label": True} if by_label else {}
+    settings |= {} if budget is None else {"budget": budget}
     settings |= recipe.settings()
     work = output.claim(out, output.MODEL, settings, overwrite=overwrite)
     with Stages(progress)("model") as report:
@@ -78,11 +92,52 @@ def train_model(
             out,
             seed=seed,
             work=work / "checkpoints",
+            labels=labels,
+            budget=budget,
             save_every=chosen.save_every,
-            progress=lambda step, total, loss: report(step, total, f"loss {loss:.3f}"),
+            progress=_with_rate(report, recipe.batch_size),
             about={"source": data.name},
         )
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _labels(data: sources.Source, network: str) -> np.ndarray:
+    """Those of the source, if a network can use them."""
+    if data.labels is None:
+        raise ValueError(f"--by-label: the source {data.name} has no labels.")
+    if network == "ResidualMLP":
+        raise ValueError("--by-label needs --network UNet or --network DiT.")
+    return data.labels
+
+
+def _recipe(preset: str, network: str, points: np.ndarray) -> train.Recipe:
+    """The preset's sizes of a network, for points of this shape."""
+    if network == "ResidualMLP":
+        return find_preset(preset).recipe.wide_enough(points[0].size)
+    if points.ndim not in (3, 4):
+        raise ValueError(
+            f"--network {network} is for images, (H, W) or (H, W, C); the points of this source "
+            f"have shape {points.shape[1:]}."
+        )
+    recipe = train.IMAGE_RECIPES[preset]
+    if network == "DiT":
+        return dataclasses.replace(recipe, network=network, width=4 * recipe.width, options=())
+    return recipe
+
+
+def _with_rate(report: Any, batch_size: int) -> Any:
+    """`progress(step, total, loss)`, with points per second since the first call."""
+    first: list[tuple[int, float]] = []
+
+    def progress(step: int, total: int, loss: float) -> None:
+        first.append((step, time.monotonic()))
+        (start, began), (_, now) = first[0], first[-1]
+        del first[1:]
+        rate = (step - start) * batch_size / (now - began) if now > began else 0.0
+        note = f", {rate:,.0f} points/s" if rate else ""
+        report(step, total, f"loss {loss:.3f}{note}")
+
+    return progress
 
 
 def lid_theta(
