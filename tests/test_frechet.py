@@ -86,6 +86,17 @@ def test_standard_errors_cover_the_distance_of_the_laws():
     assert 0.9 < np.std(errors) < 1.1
 
 
+@pytest.mark.parametrize("shift", [0.0, 4.0])
+def test_the_standard_error_is_that_of_leaving_points_out(shift):
+    x, y = two_sets(d=3, n=150, m=120)
+    x = x + shift
+    value = lambda x, y: evaluation.frechet_distance(x, y).value  # noqa: E731
+    without_x = np.array([value(np.delete(x, i, 0), y) for i in range(150)])
+    without_y = np.array([value(x, np.delete(y, i, 0)) for i in range(120)])
+    expected = np.sqrt(149 * without_x.var() + 119 * without_y.var())
+    np.testing.assert_allclose(evaluation.frechet_distance(x, y).stderr, expected, rtol=0.03)
+
+
 def test_the_bias_is_positive_and_falls_like_one_over_n():
     rng = np.random.default_rng(4)
 
