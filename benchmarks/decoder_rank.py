@@ -146,8 +146,18 @@ def save(figure: Any, path: Path) -> None:
         figure.savefig(partial, format="png")
 
 
+def pictures(path: Path | None, most: int | None) -> np.ndarray:
+    """(N, 28, 28, 1); without a file scikit-learn's digits, each pixel as 3 x 3, with a margin."""
+    if path is not None:
+        return data.load(path, max_points=most).points[..., None]
+    console.print("no --images: scikit-learn's digits, enlarged")
+    points = data.load("digits", max_points=most).points
+    large = np.kron(points, np.ones((1, 3, 3), np.float32))
+    return np.pad(large, ((0, 0), (2, 2), (2, 2)))[..., None]
+
+
 def main(
-    images: Path,
+    images: Path | None = None,
     kind: Literal["fashion_mnist", "mnist", "other"] = "fashion_mnist",
     preset: Literal["smoke", "cpu", "accelerator"] = "cpu",
     dcgan: Path | None = None,
@@ -156,7 +166,7 @@ def main(
 ) -> int:
     about = header()
     chosen = PRESETS[preset]
-    points = data.load(images, max_points=chosen.max_points).points[..., None]
+    points = pictures(images, chosen.max_points)
     vae_key, gan_key, latent_key, dcgan_key = jax.random.split(jax.random.key(seed), 4)
     latents = jax.random.normal(latent_key, (chosen.num_samples, chosen.latent_size))
     half = min(chosen.num_samples, len(points) // 2)

@@ -52,7 +52,8 @@ def test_near_duplicates_count_as_one_point():
 def test_the_error_of_a_share():
     points = np.arange(0.0, 40.0, 4.0)[:, None]
     none = copies(points + 2, points).fraction
-    assert none.value == 0 and 0 < none.stderr < 0.2
+    assert none.value == 0
+    assert 0 < none.stderr < 0.2
     assert copies(points + 0.1, points).fraction.value == 1
 
 
@@ -77,7 +78,7 @@ def test_a_model_of_the_law_and_one_of_the_points(moments):
     assert law.lid_held_out.value == pytest.approx(3, abs=0.1)
     assert memory.lid_train.value == pytest.approx(0, abs=0.05)
     assert np.all(abs(law.gap.value) < 4 * law.gap.stderr)
-    assert np.all(memory.gap.value > 2 * memory.gap.stderr) and np.all(memory.gap.value > 10)
+    assert np.all(memory.gap.value > np.maximum(2 * memory.gap.stderr, 10))
 
 
 def test_rows_and_their_figure(moments, tmp_path):
@@ -85,7 +86,8 @@ def test_rows_and_their_figure(moments, tmp_path):
         {"n": num, "seed": seed} | moment.row()
         for num in (20, 40) for seed in (0, 1) for moment in moments
     ]  # fmt: skip
-    assert rows[0]["step"] == 100 and len(rows[0]["gap"]) == 2
+    assert rows[0]["step"] == 100
+    assert len(rows[0]["gap"]) == 2
     figure = plotting.onset_figure(rows, level=1, title="onset")
     assert len(figure.axes) == 3
     # A thin line for each seed and a thick one, for each n; and what the legends show.
