@@ -154,6 +154,10 @@ def test_parts_of_an_epoch_are_the_epoch():
     steps = [metrics.step for metrics in found + rest]
     assert steps == [30, 60, 90, 100, 130, 160, 190, 200]
     assert int(rest[-1].state.epoch) == 2
+    short = dataclasses.replace(parts, num_steps=110)
+    assert short.total_steps(3200) == 110
+    assert last(train.fit(untrained(), points, short, key=key)).step == 110
+    assert dataclasses.replace(CONFIG, num_steps=110).total_steps(100) == 111
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(rest[-1].state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 

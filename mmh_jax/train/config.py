@@ -23,7 +23,7 @@ class TrainConfig:
     """Settings of a training run; noise levels are in units of normalised data (`sigma_data`).
 
     Attributes:
-        num_steps: optimiser steps (rounded up to whole epochs).
+        num_steps: optimiser steps, rounded up to whole epochs if these are shorter than a round.
         batch_size: points per step; every point of a smaller data set appears several times.
         learning_rate: of Adam, reached after `warmup_steps`, then lowered to 0 along a cosine.
         warmup_steps: steps of linear warm-up.
@@ -90,8 +90,14 @@ class TrainConfig:
         return max(1, num_points // self.batch_size)
 
     def num_epochs(self, num_points: int) -> int:
-        """Epochs in the whole run."""
+        """Epochs in the whole run, the last of them perhaps cut short."""
         return -(-self.num_steps // self.steps_per_epoch(num_points))
+
+    def total_steps(self, num_points: int) -> int:
+        """`num_steps`, rounded up to whole epochs if they are no longer than a round."""
+        per_epoch = self.steps_per_epoch(num_points)
+        whole = self.num_epochs(num_points) * per_epoch
+        return self.num_steps if per_epoch > self.steps_per_round else whole
 
     def optimizer(self) -> optax.GradientTransformation:
         """Adam with clipping, warm-up and cosine decay."""

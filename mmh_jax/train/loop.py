@@ -184,12 +184,14 @@ def _fit_array(
     total, per_epoch = config.num_epochs(num_points), config.steps_per_epoch(num_points)
     per_round = max(1, config.steps_per_round // per_epoch)
     epoch, done = int(state.epoch), int(state.step) % per_epoch
-    while per_epoch > config.steps_per_round and epoch < total:
+    in_parts = per_epoch > config.steps_per_round
+    while in_parts and epoch * per_epoch + done < config.num_steps:
         stop = min(done - done % config.steps_per_round + config.steps_per_round, per_epoch)
+        stop = min(stop, config.num_steps - epoch * per_epoch)
         state, loss = _part(config, denoiser, state, data, key, jnp.int32(stop), place)
         epoch, done = (epoch + 1, 0) if stop == per_epoch else (epoch, stop)
         yield _metrics(state, float(loss), config)
-    while epoch < total:
+    while not in_parts and epoch < total:
         # Rounds end at multiples of `per_round`, wherever a run continues.
         num_epochs = min(per_round - epoch % per_round, total - epoch)
         state, loss = _round(config, denoiser, state, data, key, num_epochs, place)

@@ -126,7 +126,7 @@ def train_model(
     if budget is not None:
         steps = _steps_within(budget, began, work, model, normalised, labels, config, key=fit_key)
         config = dataclasses.replace(config, num_steps=steps)
-    total = config.num_epochs(len(points)) * config.steps_per_epoch(len(points))
+    total = config.total_steps(len(points))
     folder.mkdir(parents=True, exist_ok=True)
     with Checkpoints(work, fingerprint, keep_every=keep_every) as checkpoints:
         state = checkpoints.latest(init_state(model.inner, config))
