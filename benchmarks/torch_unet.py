@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmh_jax.nn.layers import GroupNorm as OurGroupNorm
 from torch import Tensor, nn
 from torch.nn import functional
+
+from mmh_jax.nn.layers import GroupNorm as OurGroupNorm
 
 NUM_SINES = 64
 
