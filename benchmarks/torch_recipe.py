@@ -3,7 +3,7 @@
 Kamkari et al. (NeurIPS 2024, 2406.03537), after the description: Hutchinson's trace with Gaussian
 probes of the Jacobian of sigma^2 times the score, products by forward-mode differentiation,
 vectorised over chunks of 128 probes, with the network itself evaluated anew for each chunk; or all
-D unit vectors, in such chunks.  The only file of the benchmarks that imports torch.
+D unit vectors, in such chunks.
 """
 
 from __future__ import annotations
