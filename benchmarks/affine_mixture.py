@@ -11,7 +11,6 @@ that one sees what the choice cost.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import tempfile
 import time
@@ -108,7 +107,7 @@ def main(
     content = {
         "preset": preset,
         "seed": seed,
-        "recipe": dataclasses.asdict(RECIPES[preset]),
+        "recipe": RECIPES[preset].settings(),
         "training_seconds": training_seconds,
         "sigma": float(levels[1]),
         "readings": rows,

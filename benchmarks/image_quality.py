@@ -15,7 +15,6 @@ continues with the same command.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -67,13 +66,13 @@ def trained(
     return model, (time.monotonic() - start) / 60
 
 
-def samples_of(denoiser: Any, config: train.ModelConfig, num: int) -> np.ndarray:
+def samples_of(denoiser: Any, config: train.ModelConfig, num: int, *, seed: int = 0) -> np.ndarray:
     """`num` samples, cut off at 0 and 1; in parts, for memory."""
-    parts = []
+    parts, key = [], jax.random.fold_in(jax.random.key(1), seed)
     for number, start in enumerate(range(0, num, 100)):
         parts.append(
             sample.sample(
-                denoiser, min(100, num - start), key=jax.random.fold_in(jax.random.key(1), number),
+                denoiser, min(100, num - start), key=jax.random.fold_in(key, number),
                 sigma_min=config.sigma_min, sigma_max=config.sigma_max, num_levels=LEVELS,
                 shape=config.shape,
             )
@@ -130,7 +129,7 @@ def digits(
         parts = [
             samples_of(
                 denoise.Guided(model.condition(np.int32(digit)), model.condition(None), scale),
-                config, num // 10,
+                config, num // 10, seed=digit,
             )
             for digit in range(10)
         ]  # fmt: skip
@@ -182,7 +181,7 @@ def main(
             source, test = (load(path, split=part, max_points=most) for part in ("train", "test"))
         content[name] = run(source, test, preset, budget, out)
         table(name, content[name])
-    recipe = dataclasses.asdict(train.IMAGE_RECIPES[preset])
+    recipe = train.IMAGE_RECIPES[preset].settings()
     best = max((row.get("as asked for", 0) for row in content.get("mnist", [])[:-1]), default=None)
     if preset != "smoke" and best is not None and best < 0.95:
         failures.append(f"only {best:.1%} of the digits are those that were asked for")

@@ -24,7 +24,6 @@ Set OPENBLAS_NUM_THREADS=1 on a CPU: eigenproblems of batches are several times 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
@@ -255,7 +254,7 @@ def main(
         if preset != "smoke" and training == "plain":
             failures += fault(case, rows)
         results.append(
-            {"set": name, "seconds": seconds, "recipe": dataclasses.asdict(recipe)}
+            {"set": name, "seconds": seconds, "recipe": recipe.settings()}
             | {"trained": rows, "exact": exact_rows}
         )
         # Hours of work: what is finished is on disk.

@@ -12,6 +12,7 @@ from test_train import CONFIG, circle, last, untrained
 
 from mmh_jax import denoise, nn, noise, train
 from mmh_jax.train import loop
+from mmh_jax.train import step as step_module
 from mmh_jax.train.sharding import Placement
 
 KEY = jax.random.key(0)
@@ -236,6 +237,7 @@ def test_settings_that_change_the_run_change_its_fingerprint():
     ("fields", "message"),
     [
         ({"accumulate": 5}, "must divide batch_size=32"),
+        ({"accumulate": 2, "symmetry": 0.1}, "use one of the two"),
         ({"condition_dropout": 1.5}, "is a probability"),
         ({"ema_widths": (0.5,)}, "between 0 and"),
     ],
@@ -243,6 +245,68 @@ def test_settings_that_change_the_run_change_its_fingerprint():
 def test_settings_that_cannot_be(fields, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **fields)
+
+
+def test_augmentation_noise_and_dropped_conditions_have_their_own_keys():
+    @dataclasses.dataclass(frozen=True)
+    class Keep:
+        def __call__(self, x, *, key):
+            return jax.random.normal(key, x.shape)
+
+    config = dataclasses.replace(CONFIG, augment=Keep())
+    x0, _, (noise_keys, drop_keys), _ = step_module._inputs(config, circle(32), None, KEY)
+    noises = [jax.vmap(lambda k: jax.random.normal(k, (2,)))(k) for k in (noise_keys, drop_keys)]
+    for a, b in ((x0, noises[0]), (x0, noises[1]), noises):
+        assert not np.any(np.asarray(a) == np.asarray(b))
+
+
+def test_rounds_end_where_states_are_kept():
+    for size, epoch in ((100, 3), (448, 14)):
+        config = dataclasses.replace(CONFIG, num_steps=42, steps_per_round=20)
+        rounds = train.fit(untrained(), circle(size), config, key=KEY, pause_every=10)
+        steps = [metrics.step for metrics in rounds]
+        assert {10, 20, 30, 40} <= set(steps)
+        assert steps[-1] == 42
+        whole = last(train.fit(untrained(), circle(size), config, key=KEY)).state
+        rounds = train.fit(untrained(), circle(size), config, key=KEY, pause_every=epoch)
+        assert difference(last(rounds).state.params, whole.params) < 1e-6
+    with pytest.raises(ValueError, match="pause_every=0"):
+        losses_of(untrained(), circle(), CONFIG, pause_every=0)
+
+
+def test_a_state_within_an_epoch_continues_with_longer_rounds():
+    config = dataclasses.replace(CONFIG, num_steps=20, steps_per_round=4)
+    points = circle(320)  # ten steps in an epoch
+    whole = last(train.fit(untrained(), points, config, key=KEY)).state
+    state = jax.tree.map(jnp.array, next(train.fit(untrained(), points, config, key=KEY)).state)
+    longer = dataclasses.replace(config, steps_per_round=20)
+    rest = last(train.fit(untrained(), points, longer, key=KEY, state=state))
+    assert rest.step == 20
+    assert difference(rest.state.params, whole.params) < 1e-6
+
+
+def test_settings_without_a_name():
+    with pytest.raises(ValueError, match="no name by which another process"):
+        train.run_fingerprint(circle(), dataclasses.replace(CONFIG, weight=lambda s, d: s))
+
+
+def test_a_mesh_with_explicit_axes():
+    mesh = jax.make_mesh((8,), ("data",))
+    config = dataclasses.replace(CONFIG, num_steps=6)
+    np.testing.assert_allclose(
+        losses_of(untrained(), circle(), config, mesh=mesh),
+        losses_of(untrained(), circle(), config), rtol=1e-5,
+    )  # fmt: skip
+
+
+def test_points_and_labels_that_cannot_be():
+    with pytest.raises(TypeError, match="dtype uint8"):
+        losses_of(untrained(), circle().astype(np.uint8), CONFIG)
+    with pytest.raises(ValueError, match="at least one point"):
+        losses_of(untrained(), circle(0), CONFIG)
+    config = dataclasses.replace(CONFIG, condition_dropout=0.1, null_condition=3)
+    with pytest.raises(ValueError, match=r"labels from 0 to 5.*from 0 to 2"):
+        losses_of(labelled(), circle(6), config, conditions=np.arange(6))
 
 
 def test_conditions_that_do_not_fit():
@@ -270,6 +334,9 @@ def test_records(tmp_path):
     rows = train.read_json_lines(tmp_path / "m.jsonl")
     assert [row["step"] for row in rows] == [5, 10, 15]
     assert [row["loss"] for row in rows] == [None, 0.1, 2.0]
+    again({"step": np.int64(25), "loss": np.float32(0.5)})
+    with pytest.raises(ValueError, match="no integer"):
+        again({"loss": 1.0})
     (tmp_path / "bad.jsonl").write_text('{"loss": 1}\n{"step": 2}\n')
     with pytest.raises(ValueError, match="line 1 is no row of metrics"):
         train.read_json_lines(tmp_path / "bad.jsonl")

@@ -43,6 +43,11 @@ def test_near_duplicates_count_as_one_point():
     sample = np.array([[0.2]], np.float32)
     assert not copies(sample, points).memorized[0]
     assert copies(sample, points, tolerance=0.02).memorized[0]
+    # The copy of a point in the middle of a chain is one, and its row is named.
+    chain = np.append(np.arange(0, 5.05, 0.1), 8.0).astype(np.float32)[:, None]
+    found = copies(np.array([[5.0]], np.float32), chain, tolerance=0.11)
+    assert found.memorized[0]
+    assert found.nearest[0] == 50
     with pytest.raises(ValueError, match="are one to the tolerance"):
         copies(sample, points[:2], tolerance=0.02)
     with pytest.raises(ValueError, match="between 0 and 1"):

@@ -64,6 +64,8 @@ def copies(
         tolerance: training points linked by steps no longer than it count as one
             (`lid.find_duplicates`): set it where there are near-duplicates.
 
+    d_2 is the distance to the nearest point that is not linked to the first.
+
     Cost: exact nearest neighbours, M N D.
 
     Raises:
@@ -73,20 +75,26 @@ def copies(
 
     >>> points = np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
     >>> found = copies(np.array([[0.5, 0.0], [2.0, 0.0], [4.1, 0.0]]), points)
-    >>> found.ratio.round(3).tolist(), found.counts.tolist(), round(found.fraction.value, 3)
-    ([0.143, 1.0, 0.024], [1, 1, 0], 0.667)
+    >>> found.ratio.astype(float).round(3).tolist(), found.counts.tolist()
+    ([0.143, 1.0, 0.024], [1, 1, 0])
     """
     if not 0 < threshold < 1:
         raise ValueError(f"`copies(threshold={threshold})` must lie between 0 and 1.")
     points = np.asarray(points)
-    first = find_duplicates(points, tolerance=tolerance).first
-    if len(first) < 2:
+    first = find_duplicates(points).first
+    clusters = find_duplicates(points[first], tolerance=tolerance)
+    if len(clusters.first) < 2:
         raise ValueError(
             f"`copies(points=...)`: its {len(points)} points are one to the tolerance "
             f"{tolerance}; whether one of them was copied cannot be said."
         )
-    near = nearest_neighbors(points[first], 2, queries=samples)
-    d_1, d_2 = near.distances.T
+    # Among so many neighbours there is one of another cluster.
+    num_neighbors = int(clusters.counts.max()) + 1
+    near = nearest_neighbors(points[first], num_neighbors, queries=samples)
+    of_cluster = clusters.cluster[near.indices]
+    place = np.argmax(of_cluster != of_cluster[:, :1], axis=1)
+    d_1 = near.distances[:, 0]
+    d_2 = np.take_along_axis(near.distances, place[:, None], axis=1)[:, 0]
     # d_2 is 0 only if two points that are not equal are so in float32: nothing stands out.
     ratio = np.where(d_2 > 0, d_1 / np.where(d_2 > 0, d_2, 1), 1.0)
     nearest = first[near.indices[:, 0]]

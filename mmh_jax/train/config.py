@@ -12,10 +12,36 @@ from mmh_jax.train.ema import exponent
 from mmh_jax.train.loss import NoiseLevels, Weight, edm_weight, log_uniform
 from mmh_jax.typing import Array
 
-__all__ = ["Augmentation", "TrainConfig"]
+__all__ = ["Augmentation", "TrainConfig", "stable_name"]
 
 Augmentation: TypeAlias = Callable[..., Array]
 """`augment(x, *, key)` of one point; hashable, as a function or a frozen dataclass is."""
+
+
+def stable_name(value: Any) -> str:
+    """What a setting is, the same in every process: for fingerprints and records.
+
+    Raises:
+        ValueError: for a function without a name of its own.
+
+    >>> stable_name(log_uniform(0.1, 2.0)), stable_name(edm_weight), stable_name((1, None))
+    ('log_uniform(low=0.1, high=2.0)', 'edm_weight', '(1, None)')
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        inside = ", ".join(f"{name}={stable_name(getattr(value, name))}" for name in names)
+        return f"{type(value).__qualname__}({inside})"
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(map(stable_name, value)) + ")"
+    if not callable(value):
+        return repr(value)
+    name, module = getattr(value, "__qualname__", ""), getattr(value, "__module__", None) or ""
+    if not name or "<" in name:
+        raise ValueError(
+            f"the setting {value!r} has no name by which another process would know it; define it "
+            "at the level of a module, or make it a frozen dataclass."
+        )
+    return name if module.startswith("mmh_jax.") else f"{module}.{name}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +104,11 @@ class TrainConfig:
                 f"`TrainConfig(accumulate={self.accumulate})` must divide "
                 f"batch_size={self.batch_size} into equal parts."
             )
+        if self.symmetry > 0 and self.accumulate > 1:
+            raise ValueError(
+                f"`TrainConfig(symmetry={self.symmetry}, accumulate={self.accumulate})`: the "
+                "penalty is taken at every fourth point of a whole batch; use one of the two."
+            )
         if not 0 <= self.condition_dropout <= 1:
             raise ValueError(
                 f"`TrainConfig(condition_dropout={self.condition_dropout})` is a probability."
@@ -113,5 +144,5 @@ class TrainConfig:
         values = {f.name: (getattr(self, f.name), f.default) for f in later}
         changed = {name: value for name, (value, default) in values.items() if value != default}
         symmetry = [changed.pop("symmetry")] if "symmetry" in changed else []
-        named = {name: getattr(v, "__qualname__", repr(v)) for name, v in changed.items()}
+        named = {name: stable_name(value) for name, value in changed.items()}
         return [repr(self), *symmetry, *([named] if named else [])]

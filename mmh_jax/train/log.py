@@ -41,9 +41,12 @@ class JsonLines:
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Append a row, which has a `step`; NaN and infinity, which JSON lacks, become null."""
+        plain = {name: v.item() if hasattr(v, "item") else v for name, v in row.items()}
+        if not isinstance(plain.get("step"), int):
+            raise ValueError(f"`JsonLines(row=...)` has the step {row.get('step')!r}, no integer.")
         clean = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in row.items()
+            for name, value in plain.items()
         }
         with self.path.open("a") as file:
             file.write(json.dumps(clean) + "\n")

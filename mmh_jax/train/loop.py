@@ -96,9 +96,9 @@ def _part(
     def one_step(number: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
         batch = jax.tree.map(lambda leaf: leaf[indices[number]], data)
         state, loss = step(config, denoiser, carry[0], batch, keys[number], place)
-        return state, carry[1] + loss
+        return state, carry[1] + loss.astype(jnp.float32)
 
-    zero = jnp.zeros((), data[0].dtype)
+    zero = jnp.zeros((), jnp.float32)
     state, total = jax.lax.fori_loop(start, stop, one_step, (state, zero))
     epoch = state.epoch + (stop == steps)
     return dataclasses.replace(state, epoch=epoch), total / (stop - start)
@@ -132,6 +132,7 @@ def fit(
     state: TrainState | None = None,
     mesh: Mesh | None = None,
     shard_params: bool = False,
+    pause_every: int | None = None,
 ) -> Iterator[Metrics]:
     """Train a denoiser on points, yielding after every round.
 
@@ -146,6 +147,7 @@ def fit(
         mesh: devices, over which every batch is spread; the result is that of one device but for
             the order of sums.
         shard_params: whether the weights are in pieces over the devices, too (FSDP).
+        pause_every: rounds also end at multiples of so many steps.
 
     Yields:
         `Metrics(step, loss, state)`.  The state given to one round is consumed by the next: save it
@@ -158,15 +160,17 @@ def fit(
         MemoryError: if a step does not fit on the device.
     """
     place = _placement(mesh, shard_params, config)
+    if pause_every is not None and pause_every < 1:
+        raise ValueError(f"`fit(pause_every={pause_every})` must be at least 1, or None.")
     start = init_state(denoiser, config) if state is None else state
     start = start if place is None else place.put(start)
     try:
         if isinstance(points, Stream):
-            yield from _fit_stream(denoiser, points, config, key, start, place)
+            yield from _fit_stream(denoiser, points, config, key, start, place, pause_every)
         else:
-            data = _checked(denoiser, points, conditions)
+            data = _checked(denoiser, points, conditions, config)
             data = data if place is None else place.copied(data)
-            yield from _fit_array(denoiser, data, config, key, start, place)
+            yield from _fit_array(denoiser, data, config, key, start, place, pause_every)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "ut of memory" not in str(error):
             raise
@@ -178,35 +182,43 @@ def fit(
 
 def _fit_array(
     denoiser: NetworkDenoiser, data: tuple[Array, Any], config: TrainConfig, key: Key,
-    state: TrainState, place: Placement | None,
+    state: TrainState, place: Placement | None, pause: int | None,
 ) -> Iterator[Metrics]:  # fmt: skip
     num_points = data[0].shape[0]
-    total, per_epoch = config.num_epochs(num_points), config.steps_per_epoch(num_points)
+    total, per_epoch = config.total_steps(num_points), config.steps_per_epoch(num_points)
     per_round = max(1, config.steps_per_round // per_epoch)
-    epoch, done = int(state.epoch), int(state.step) % per_epoch
-    in_parts = per_epoch > config.steps_per_round
-    while in_parts and epoch * per_epoch + done < config.num_steps:
-        stop = min(done - done % config.steps_per_round + config.steps_per_round, per_epoch)
-        stop = min(stop, config.num_steps - epoch * per_epoch)
-        state, loss = _part(config, denoiser, state, data, key, jnp.int32(stop), place)
-        epoch, done = (epoch + 1, 0) if stop == per_epoch else (epoch, stop)
+    in_parts = per_epoch > config.steps_per_round or (pause or per_epoch) % per_epoch > 0
+    step = int(state.step)
+    while step < total:
+        # Rounds end at the same steps, wherever a run continues.
+        epoch, done = divmod(step, per_epoch)
+        if in_parts or done > 0:
+            stop = min(done - done % config.steps_per_round + config.steps_per_round, per_epoch)
+            stop = min(stop, total - epoch * per_epoch, done + _until(step, pause))
+            state, loss = _part(config, denoiser, state, data, key, jnp.int32(stop), place)
+            step += stop - done
+        else:
+            num_epochs = min(per_round - epoch % per_round, total // per_epoch - epoch)
+            num_epochs = min(num_epochs, _until(step, pause) // per_epoch)
+            state, loss = _round(config, denoiser, state, data, key, num_epochs, place)
+            step += num_epochs * per_epoch
         yield _metrics(state, float(loss), config)
-    while not in_parts and epoch < total:
-        # Rounds end at multiples of `per_round`, wherever a run continues.
-        num_epochs = min(per_round - epoch % per_round, total - epoch)
-        state, loss = _round(config, denoiser, state, data, key, num_epochs, place)
-        epoch += num_epochs
-        yield _metrics(state, float(loss), config)
+
+
+def _until(step: int, pause: int | None) -> int:
+    """Steps to the next multiple of `pause`."""
+    return 2**30 if pause is None else pause - step % pause
 
 
 def _fit_stream(
     denoiser: NetworkDenoiser, stream: Stream, config: TrainConfig, key: Key,
-    state: TrainState, place: Placement | None,
+    state: TrainState, place: Placement | None, pause: int | None,
 ) -> Iterator[Metrics]:  # fmt: skip
     done = int(state.step)
     while done < config.num_steps:
         first = done
         stop = min(done - done % config.steps_per_round + config.steps_per_round, config.num_steps)
+        stop = min(stop, done + _until(done, pause))
         losses = []
         while done < stop:
             batch = _batch_of(stream, done, denoiser, config)
@@ -244,7 +256,8 @@ def _placement(mesh: Mesh | None, shard_params: bool, config: TrainConfig) -> Pl
             f"`fit(mesh=...)` has {mesh.size} devices, which do not divide the {part} points of a "
             "batch (or of one of its accumulated parts); change `batch_size`."
         )
-    return Placement(mesh, shard_params)
+    # The axes of `jax.make_mesh` are explicit, and annotations are for automatic ones.
+    return Placement(Mesh(mesh.devices, mesh.axis_names), shard_params)
 
 
 def _check_shape(points: Any, denoiser: NetworkDenoiser, ndim: int) -> None:
@@ -255,8 +268,17 @@ def _check_shape(points: Any, denoiser: NetworkDenoiser, ndim: int) -> None:
         )
 
 
-def _checked(denoiser: NetworkDenoiser, points: Any, conditions: Any) -> tuple[Array, Any]:
+def _checked(
+    denoiser: NetworkDenoiser, points: Any, conditions: Any, config: TrainConfig
+) -> tuple[Array, Any]:
     points = jnp.asarray(points)
+    if not jnp.issubdtype(points.dtype, jnp.floating):
+        raise TypeError(
+            f"`fit(points=...)` has dtype {points.dtype}; it takes real numbers, normalised: bytes "
+            "become such by `x.astype(float) / 255`, less their mean, over their spread."
+        )
+    if points.ndim == 0 or points.size == 0:
+        raise ValueError(f"`fit(points=...)` has shape {points.shape}; pass at least one point.")
     _check_shape(points, denoiser, 1)
     conditions = jax.tree.map(jnp.asarray, conditions)
     for leaf in jax.tree.leaves(conditions):
@@ -265,6 +287,14 @@ def _checked(denoiser: NetworkDenoiser, points: Any, conditions: Any) -> tuple[A
                 f"`fit(conditions=...)` has an array of shape {leaf.shape} for {len(points)} "
                 "points; pass one condition for each point."
             )
+        last = config.null_condition
+        if isinstance(last, int) and jnp.issubdtype(leaf.dtype, jnp.integer) and leaf.size:
+            low, high = int(leaf.min()), int(leaf.max())
+            if low < 0 or high >= last:
+                raise ValueError(
+                    f"`fit(conditions=...)` holds labels from {low} to {high}; with "
+                    f"null_condition={last} they go from 0 to {last - 1}."
+                )
     return points, conditions
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from typing import Any
 
-from mmh_jax.train.config import Augmentation, TrainConfig
+from mmh_jax.train.config import Augmentation, TrainConfig, stable_name
 from mmh_jax.train.loss import NoiseLevels, Weight, edm_weight, log_normal, log_uniform
 
 __all__ = ["IMAGE_RECIPES", "RECIPES", "Recipe"]
@@ -68,8 +68,9 @@ class Recipe:
         later = names[names.index("network") :]
         plain = Recipe()
         kept = [n for n in names if n not in later or getattr(self, n) != getattr(plain, n)]
-        fields = dataclasses.asdict(self)
-        return {name: getattr(fields[name], "__qualname__", fields[name]) for name in kept}
+        fields = dataclasses.asdict(dataclasses.replace(self, augment=None, weight=edm_weight))
+        named = {name: stable_name(getattr(self, name)) for name in ("augment", "weight")}
+        return {name: named.get(name, fields[name]) for name in kept}
 
     def network_options(self, num_classes: int | None = None) -> dict[str, Any]:
         """The keyword arguments of the network; `num_classes` of its labels, if it has any."""

@@ -77,8 +77,8 @@ def train_model(
         work: where checkpoints go, by default `folder / "checkpoints"`.
         save_every: seconds between checkpoints.
         keep_every: keep the states at multiples of so many steps; see `Checkpoints`.
-        budget: minutes, in place of the recipe's number of steps: as many are taken as fit, after a
-            trial of some seconds.  A run that is continued keeps its number of steps.
+        budget: minutes, in place of the recipe's number of steps: about as many are taken as fit,
+            after a trial of some seconds.  A run that is continued keeps its number of steps.
         progress: called as `progress(step, total_steps, loss)` after each round.
         about: anything to keep in the model's `config.json`.
 
@@ -87,7 +87,7 @@ def train_model(
 
     Raises:
         ValueError: if the folder holds a model or checkpoints of another run; if the labels do not
-            fit; if the budget is not positive.
+            fit; if the budget is not positive; if the network has dropout, which is not trained.
 
     Warns:
         UserWarning: if the network is narrower than a point: see `Recipe.wide_enough`.
@@ -124,8 +124,11 @@ def train_model(
     work = folder / "checkpoints" if work is None else Path(work)
     normalised = (points - shift) / np.float32(scale)
     if budget is not None:
-        steps = _steps_within(budget, began, work, model, normalised, labels, config, key=fit_key)
+        steps = _steps_within(
+            budget, began, work, fingerprint, model, normalised, labels, config, key=fit_key
+        )
         config = dataclasses.replace(config, num_steps=steps)
+        model_config.training["num_steps"] = steps
     total = config.total_steps(len(points))
     folder.mkdir(parents=True, exist_ok=True)
     with Checkpoints(work, fingerprint, keep_every=keep_every) as checkpoints:
@@ -133,7 +136,10 @@ def train_model(
         first = 0 if state is None else int(state.step)
         log = JsonLines(folder / METRICS, step=first)
         start = last_save = time.monotonic()
-        training = fit(model.inner, normalised, config, key=fit_key, conditions=labels, state=state)
+        training = fit(
+            model.inner, normalised, config, key=fit_key, conditions=labels, state=state,
+            pause_every=keep_every,
+        )  # fmt: skip
         for metrics in training:
             state, now = metrics.state, time.monotonic()
             rate = (metrics.step - first) * config.batch_size / max(now - start, 1e-9)
@@ -203,6 +209,7 @@ def _steps_within(
     budget: float,
     began: float,
     work: Path,
+    fingerprint: str,
     model: Affine,
     points: np.ndarray,
     labels: np.ndarray | None,
@@ -215,9 +222,11 @@ def _steps_within(
         raise ValueError(f"`train_model(budget={budget})` must be positive, in minutes.")
     path = work.with_name(work.name + "_steps.json")
     if path.exists():
-        return int(json.loads(path.read_text())["num_steps"])
-    # Whole epochs, so that the second round is the program of the first.
-    trial = dataclasses.replace(config, steps_per_round=1, num_steps=10**9)
+        found = json.loads(path.read_text())
+        if found.get("fingerprint") == fingerprint:
+            return int(found["num_steps"])
+    # Short rounds, for a step may take a second; of very short steps too few are promised.
+    trial = dataclasses.replace(config, steps_per_round=5, num_steps=10**9)
     rounds = fit(model.inner, points, trial, key=key, conditions=labels)
     compiled = next(rounds).step
     now = start = time.monotonic()
@@ -229,6 +238,6 @@ def _steps_within(
     num_steps = max(int(left * (done - compiled) / (now - start)), 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps({"num_steps": num_steps}))
+    partial.write_text(json.dumps({"fingerprint": fingerprint, "num_steps": num_steps}))
     os.replace(partial, path)
     return num_steps

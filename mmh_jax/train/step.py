@@ -60,16 +60,18 @@ def init_state(denoiser: NetworkDenoiser, config: TrainConfig) -> TrainState:
 
 def _inputs(
     config: TrainConfig, x0: Array, condition: Any, key: Key
-) -> tuple[Array, Array, Array, Any]:
-    """The batch after augmentation, its noise levels and keys, and its conditions."""
-    level_key, noise_key = jax.random.split(key)
+) -> tuple[Array, Array, tuple[Array, Array], Any]:
+    """The batch after augmentation, its noise levels, its keys of noise and of dropped conditions,
+    and its conditions."""
+    level_key, noise_key, augment_key, drop_key = jax.random.split(key, 4)
     num = x0.shape[0]
     sigma = config.noise_levels(num, key=level_key).astype(x0.dtype)
     if config.augment is not None:
-        augment_keys = jax.random.split(jax.random.fold_in(key, 1), num)
+        augment_keys = jax.random.split(augment_key, num)
         augment = config.augment
         x0 = jax.vmap(lambda x, k: augment(x, key=k))(x0, augment_keys)
-    return x0, sigma, jax.random.split(noise_key, num), condition
+    keys = (jax.random.split(noise_key, num), jax.random.split(drop_key, num))
+    return x0, sigma, keys, condition
 
 
 def _batch_loss(
@@ -85,13 +87,13 @@ def _batch_loss(
         null = config.null_condition
         network: Any = getattr(denoiser.apply, "apply", denoiser.apply)
         null = nn.null_condition(network, params) if null is None else null
-        key = jax.random.fold_in(key, 2)
         return nn.drop_condition(condition, config.condition_dropout, key=key, null=null)
 
     def mean_of(loss: Callable[..., Array], every: int) -> Array:
-        def at_one(x: Array, sigma: Array, key: Key, condition: Any) -> Array:
-            bound = model if condition is None else model.condition(kept(condition, key))
-            return loss(bound, x, sigma, config.sigma_data, key=key)
+        def at_one(x: Array, sigma: Array, keys: tuple[Key, Key], condition: Any) -> Array:
+            noise_key, drop_key = keys
+            bound = model if condition is None else model.condition(kept(condition, drop_key))
+            return loss(bound, x, sigma, config.sigma_data, key=noise_key)
 
         return jnp.mean(jax.vmap(at_one)(*jax.tree.map(lambda leaf: leaf[::every], batch)))
 

@@ -84,7 +84,15 @@ def build(config: ModelConfig, shift: Any, *, key: Key) -> Affine:
         config: what to build.
         shift: the origin of the normalised data in data units, of the shape of a point.
         key: draws the initial weights.
+
+    Raises:
+        ValueError: if the network is to have dropout, which training does not apply.
     """
+    if config.network_options.get("dropout", 0.0):
+        raise ValueError(
+            f"`build(config=...)` asks for dropout {config.network_options['dropout']}: the loss "
+            "draws none, so it would have no effect. Leave it out, and use `augment`."
+        )
     apply, params = nn.split(_module(config, key))
     return _assemble(config, apply, params, shift)
 
