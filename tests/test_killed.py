@@ -1,5 +1,6 @@
 """A training that is killed at any moment continues, and ends with the same parameters."""
 
+import os
 import subprocess
 import sys
 import time
@@ -25,12 +26,14 @@ train.train_model(
 
 
 def start(folder):
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, text=True
-    )
+    # Without the cache of compiled programs: killed in the middle of an entry, it would leave half
+    # of one to every later process.
+    env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(kills, tmp_path):
     whole = start(tmp_path / "whole")
     assert whole.communicate(timeout=600)[0].split()[-1] == "300"
