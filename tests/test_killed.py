@@ -33,7 +33,8 @@ def start(folder):
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow  # each start compiles; test_audit has kills in the default run
+@pytest.mark.parametrize("kills", [2, 20])
 def test_killed_at_random_moments(kills, tmp_path):
     whole = start(tmp_path / "whole")
     assert whole.communicate(timeout=600)[0].split()[-1] == "300"
