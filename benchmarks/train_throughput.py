@@ -31,6 +31,7 @@ from common import console, finish, header, table
 from flax import nnx
 
 from mmh_jax import denoise, nn, train
+from mmh_jax.train.compiled import compiled
 from mmh_jax.train.step import step as train_step
 from mmh_jax.train.store import named_arrays
 
@@ -97,7 +98,7 @@ def products_alone(function: Callable[..., Any], *args: Any) -> tuple[Callable[[
         for equation in equations
     ]
 
-    @jax.jit
+    @compiled()
     def run(inputs: Any) -> Any:
         pairs = zip(equations, inputs, strict=True)
         return [e.primitive.bind(*values, **e.params) for e, values in pairs]
@@ -126,7 +127,7 @@ def ours(
     batches = jnp.asarray(points).reshape(sizes.steps, sizes.batch, SIZE, SIZE, 1)
     state = train.init_state(model, config)
 
-    @jax.jit
+    @compiled()
     def run(state: Any) -> Any:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), state.step), sizes.steps)
         scanned = jax.lax.scan(

@@ -1,7 +1,7 @@
 """Flax networks, one example per call: U-Net, DiT, residual MLPs, convolutional decoders."""
 
 from mmh_jax.nn.condition import Conditioning, drop_condition, null_condition
-from mmh_jax.nn.conv import Conv, convolve
+from mmh_jax.nn.conv import Conv, compiler_options, convolve
 from mmh_jax.nn.decoders import ConvDecoder, ConvDiscriminator, ConvEncoder, pixel_shuffle
 from mmh_jax.nn.dit import DiT
 from mmh_jax.nn.functional import Apply, split
@@ -24,6 +24,7 @@ __all__ = [
     "NoiseEmbedding",
     "ResidualMLP",
     "UNet",
+    "compiler_options",
     "convolve",
     "drop_condition",
     "features",

@@ -14,6 +14,10 @@ to 300 times slower.  Here they are written in the fast order on CPU; elsewhere 
 
 Under `vmap` with a shared kernel each of the three is one convolution, also the gradient with
 respect to the kernel: no gradients of single examples are formed.
+
+From JAX 0.10 on XLA gives convolutions on CPU to a library, YNNPACK, whose time for a kernel as
+large as the image, which is what `to_kernel` is, grows out of all proportion: up to 13 times that
+of XLA's own routine.  `compiler_options()` keeps it for matrix products and sums alone.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from jax.interpreters import ad, batching, mlir
 
 from mmh_jax.typing import Array
 
-__all__ = ["Conv", "convolve"]
+__all__ = ["Conv", "compiler_options", "convolve"]
 
 Pair = tuple[int, int]
 
@@ -228,6 +232,37 @@ def convolve(x: Array, kernel: Array, *, stride: int = 1) -> Array:
         jax.config.jax_default_matmul_precision,  # pyright: ignore[reportAttributeAccessIssue]
     )
     return _APPLY.bind(x[None], kernel, window=window)[0]
+
+
+_FOR_CPU = {
+    "xla_cpu_experimental_ynn_fusion_type": (
+        "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    )
+}
+
+
+@functools.cache
+def _understood() -> bool:
+    """Whether this version of XLA knows the option; compiles a program of nothing to see."""
+    try:
+        jax.jit(lambda x: x, compiler_options=_FOR_CPU).lower(0.0).compile()
+    except (jax.errors.JaxRuntimeError, ValueError):
+        return False
+    return True
+
+
+def compiler_options() -> dict[str, str]:
+    """For `jax.jit(..., compiler_options=...)` of what takes gradients of convolutions by kernels.
+
+    On CPU, for versions of XLA that have the option: convolutions by XLA's own routine.  Without
+    it a training step of the default `UNet` takes several times as long.  Empty elsewhere.  JAX
+    takes such options for an outermost `jit` alone; training here has them.
+
+    >>> step = jax.jit(lambda x, k: convolve(x, k).sum(), compiler_options=compiler_options())
+    >>> float(step(jnp.ones((4, 4, 1)), jnp.ones((3, 3, 1, 1))))
+    100.0
+    """
+    return dict(_FOR_CPU) if jax.default_backend() == "cpu" and _understood() else {}
 
 
 def _alike(x: Array, kernel: Array) -> tuple[Array, Array]:

@@ -9,7 +9,6 @@ for bit, as one that was never interrupted.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mmh_jax.denoise import NetworkDenoiser
+from mmh_jax.train.compiled import compiled
 from mmh_jax.train.config import TrainConfig
 from mmh_jax.train.sharding import Placement
 from mmh_jax.train.step import TrainState, init_state, step
@@ -48,9 +48,7 @@ def _batches(num_points: int, config: TrainConfig, key: Key) -> Array:
     return order[: steps * size].reshape(steps, size)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "num_epochs", "place"), donate_argnames="state"
-)
+@compiled(static_argnames=("config", "num_epochs", "place"), donate_argnames="state")
 def _round(
     config: TrainConfig,
     denoiser: NetworkDenoiser,
@@ -76,7 +74,7 @@ def _round(
     return state, losses.mean()
 
 
-@functools.partial(jax.jit, static_argnames=("config", "place"), donate_argnames="state")
+@compiled(static_argnames=("config", "place"), donate_argnames="state")
 def _part(
     config: TrainConfig,
     denoiser: NetworkDenoiser,
@@ -104,7 +102,7 @@ def _part(
     return dataclasses.replace(state, epoch=epoch), total / (stop - start)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "place"), donate_argnames="state")
+@compiled(static_argnames=("config", "place"), donate_argnames="state")
 def _chunk(
     config: TrainConfig,
     denoiser: NetworkDenoiser,

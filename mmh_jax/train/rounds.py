@@ -10,7 +10,6 @@ convolutions in a loop on another path, measured 5 times (with respect to the in
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmh_jax.train.compiled import compiled
 from mmh_jax.typing import Array, ArrayLike, Key, check_key
 
 __all__ = ["check_images", "ema_update", "rounds"]
@@ -67,7 +67,7 @@ def rounds(
         yield state, metrics
 
 
-@functools.partial(jax.jit, static_argnames=("step", "batch_size"), donate_argnames="state")
+@compiled(static_argnames=("step", "batch_size"), donate_argnames="state")
 def _one(step: Step, state: Any, points: Array, key: Key, batch_size: int) -> tuple[Any, Any]:
     batch_key, noise_key = jax.random.split(jax.random.fold_in(key, state.step))
     index = jax.random.randint(batch_key, (batch_size,), 0, len(points))
