@@ -11,6 +11,7 @@ from jax import lax
 
 from mmh_jax import nn
 from mmh_jax.nn.conv import convolve
+from mmh_jax.train.compiled import compiled
 
 
 def reference(x, kernel, stride):
@@ -25,20 +26,23 @@ def draw(*shapes):
     return [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
 
 
-CASES = [  # height, width, kernel, stride
-    (6, 6, 3, 1),
-    (6, 8, 3, 2),
-    (7, 5, 3, 2),
-    (7, 6, 1, 2),
-    (9, 8, 5, 2),
-    (7, 8, 3, 3),
+CASES = [  # height, width, kernel, stride, channels of the result
+    (6, 6, 3, 1, 3),
+    (6, 8, 3, 1, 1),
+    (7, 6, (5, 1), 1, 1),
+    (6, 8, 3, 2, 3),
+    (7, 5, 3, 2, 1),
+    (7, 6, 1, 2, 3),
+    (9, 8, 5, 2, 3),
+    (7, 8, 3, 3, 3),
 ]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_equals_jax_in_value_and_derivatives(case, x64):
-    height, width, size, stride = case
-    x, kernel, dx, dkernel = draw(*2 * ((height, width, 2), (size, size, 2, 3)))
+    height, width, size, stride, num_out = case
+    size = (size, size) if isinstance(size, int) else size
+    x, kernel, dx, dkernel = draw(*2 * ((height, width, 2), (*size, 2, num_out)))
     (y,) = draw(reference(x, kernel, stride).shape)
 
     def everything(conv, x, kernel):
@@ -144,6 +148,29 @@ def test_every_derivative_has_the_fast_order_inside_a_loop(stride):
     ]
     assert len(orders) == 3
     assert set(orders) == {"b01f_01io->b01f"}
+
+
+@pytest.mark.parametrize("num_out", [32, 64])
+def test_options_keep_convolutions_in_xla(num_out):
+    """Of the sizes that XLA gives to a library, which is slow for the kernel's gradient."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("about the CPU backend")
+    x, kernel = jnp.ones((16, 28, 28, 48)), jnp.ones((3, 3, 48, num_out))
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(jax.vmap(convolve, (0, None))(x, kernel)))
+
+    program = jax.jit(jax.grad(loss, (0, 1)), compiler_options=nn.compiler_options())
+    text = program.lower(x, kernel).compile().as_text()
+    assert text.count(" convolution(") == 3
+    assert text.index(" convolution(") > text.index("\nENTRY")  # in no fusion of a library
+
+
+def test_training_is_compiled_with_these_options(monkeypatch):
+    seen = []
+    monkeypatch.setattr(jax, "jit", lambda f, **options: seen.append(options) or f)
+    assert compiled(static_argnames="n")(lambda x, n: x + n)(1, n=2) == 3
+    assert seen == [{"compiler_options": nn.compiler_options(), "static_argnames": "n"}]
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

@@ -87,7 +87,16 @@ def _to_input(y: Array, kernel: Array, window: _Window) -> Array:
 
 
 def _to_kernel(x: Array, y: Array, window: _Window) -> Array:
-    """y slides over x: a convolution with channels for examples and examples for channels."""
+    """One slides over the other: a convolution with channels for examples, examples for channels.
+
+    The one with fewer channels slides, since all its positions under the kernel are written out.
+    """
+    if window.stride == 1 and y.shape[3] < x.shape[3]:
+        padding = [
+            (k - 1 - low, low) for k, (low, _) in zip(window.kernel, window.padding, strict=True)
+        ]
+        turned = _conv(y.transpose(3, 1, 2, 0), x.transpose(1, 2, 0, 3), window, padding)
+        return jnp.flip(turned, (1, 2)).transpose(1, 2, 3, 0)
     padding = []
     for size, k, out, (low, _) in zip(
         window.size, window.kernel, window.output, window.padding, strict=True
