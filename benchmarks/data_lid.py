@@ -2,8 +2,7 @@
 
 Accuracy: the mean absolute error at the points, for each method of `lid.DATA_METHODS` and each set
 of `data.registry` below `--largest-dim` coordinates, from 2,000 points and `--num-neighbors`
-neighbours; then that of four methods at the plateau of each point's own curve over k, and of the
-closed-form diffusion estimator, each point left out, at the plateau over sigma.
+neighbours; then that of four methods at the plateau of each point's own curve over k.
 
 Time: maximum likelihood, TwoNN, local PCA and ESS at every point, neighbours included, beside
 scikit-dimension (which loops over points for the last two: it is timed on `--num-looped` points,
@@ -45,7 +44,6 @@ from mmh_jax.data import registry, sources
 FAMILIES = ("benchmark", "embedded", "affine", "curved", "warped")
 OVER_K = ("mle", "two_nn", "ess", "local_pca")
 TIMED = ("mle", "two_nn", "local_pca", "ess")
-NUM_LEVELS = 16
 Part = Literal["accuracy", "time", "growth", "search", "memory"]
 
 
@@ -106,10 +104,6 @@ def accuracy(
     for name in OVER_K:
         curve = lid.neighbor_curve(name, points, neighbors, levels.tolist())
         row[f"{name} over k"] = error(lid.at_plateau(curve).value)
-    nearest = neighbors.distances[:, 0]
-    spread = points.var(axis=0).sum() ** 0.5
-    sigmas = np.geomspace(np.median(nearest[nearest > 0]) / 2, spread, NUM_LEVELS)
-    row["closed form"] = error(lid.at_plateau(lid.closed_form_curve(points, sigmas)).value)
     return row
 
 

@@ -292,6 +292,7 @@ def test_spectra_of_nothing_have_no_dimension():
     ]  # fmt: skip
     for rule in rules:
         assert rule(jnp.zeros(5)) == 0, rule
+        assert rule(jnp.full(5, jnp.nan)) == rule(jnp.array([1.0, 1, 1, 1, jnp.nan])) == -1, rule
 
 
 def test_the_evidence_without_noise_is_infinite():
@@ -312,6 +313,26 @@ def test_rules_count_the_directions_of_a_thick_plane(dim):
     assert local_pca.rank_by_ratio(spectrum) == dim
     assert local_pca.minka(spectrum, num_samples=200, ambient_dim=8) == dim
     assert local_pca.explained_variance(spectrum) == dim
+
+
+@pytest.mark.parametrize(("k", "ambient_dim"), [(20, 100), (60, 30)])
+def test_the_spectrum_keeps_small_singular_values(k, ambient_dim):
+    rng = np.random.default_rng(0)
+    rank = min(k - 1, ambient_dim)
+    frame = np.linalg.qr(rng.normal(size=(k, rank)))[0]
+    frame = np.linalg.qr(frame - frame.mean(axis=0))[0]
+    scales = np.geomspace(1, 1e-4, rank)
+    offsets = (frame * scales) @ np.linalg.qr(rng.normal(size=(ambient_dim, rank)))[0].T
+    found = np.asarray(local_pca.local_spectrum(jnp.asarray(offsets, jnp.float32)))
+    np.testing.assert_allclose(np.sqrt(found * (k - 1)), scales, atol=1e-6)
+
+
+def test_the_spectrum_has_a_derivative_where_some_of_it_is_zero(x64):
+    """That of its sum, the trace of the covariance."""
+    offsets = jnp.asarray(ball(3, 12)[0] @ np.eye(3, 20))
+    found = jax.grad(lambda x: jnp.sum(local_pca.local_spectrum(x)))(offsets)
+    centred = offsets - offsets.mean(axis=0)
+    np.testing.assert_allclose(found, 2 * centred / 11, atol=1e-9)
 
 
 @pytest.mark.parametrize("radius", [1e-3, 1.0, 50.0])

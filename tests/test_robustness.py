@@ -98,3 +98,14 @@ def test_rows_with_nan_and_too_many_neighbours_are_refused():
         lid.nearest_neighbors(points, 20)
     with pytest.raises(ValueError, match="exceeds the 119 points"):
         lid.nearest_neighbors(plane(), 120)
+
+
+@pytest.mark.parametrize("method", ["local_pca", "local_pca_minka", "ca_pca", "ess", "tle"])
+def test_a_neighbourhood_with_nan_has_no_dimension(method):
+    """Points that were not searched here, and so not checked."""
+    points = plane()
+    neighbors = lid.nearest_neighbors(points, 10)
+    points[neighbors.indices[5, 3]] = np.nan
+    value = lid.DATA_METHODS[method].at_points(points, neighbors).value
+    assert np.isnan(value[5])
+    assert np.isfinite(value).any()

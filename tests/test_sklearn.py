@@ -35,6 +35,12 @@ def test_scikit_learns_own_checks(method):
         check_estimator(LID(method=method))
 
 
+def test_scikit_learns_own_checks_with_duplicates_merged():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_estimator(LID(duplicates="merge"))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_finds_a_plane(method):
     model = LID(method=method, num_neighbors=20).fit(plane())
@@ -76,12 +82,37 @@ def test_the_mean_leaves_out_what_is_not_finite():
 
 def test_duplicates_are_atoms():
     points = np.concatenate([plane(200), np.ones((30, 4))])
-    of_a_set = "two_nn_regression", "corr_int", "takens", "fisher_s", "danco"
+    of_a_set = "two_nn_regression", "closed_form", "corr_int", "takens", "fisher_s", "danco"
     of_a_point = "mle", "mom", "mada", "two_nn", "tle", "ess", "abid", "local_pca"
     for method in (*of_a_point, *of_a_set):
         found = LID(method=method).fit(points).dimension_pw_
         assert np.all(found[200:] == 0), method
         assert not np.isnan(found).any(), method
+
+
+def test_merged_duplicates_have_the_answer_of_one_point():
+    points = plane(200)
+    order = np.random.default_rng(1).permutation(260)
+    often = np.concatenate([points, points[:30], points[:30]])[order]
+    for method in ("mle", "two_nn", "fisher_s"):
+        once = LID(method=method).fit(points)
+        merged = LID(method=method, duplicates="merge").fit(often)
+        source = np.concatenate([np.arange(200), np.arange(30), np.arange(30)])[order]
+        np.testing.assert_allclose(merged.dimension_pw_, once.dimension_pw_[source], rtol=1e-5)
+        np.testing.assert_allclose(
+            merged.dimension_pw_stderr_, once.dimension_pw_stderr_[source], rtol=1e-4
+        )
+        assert merged.dimension_ == pytest.approx(once.dimension_, rel=1e-5)
+    alike = LID(duplicates="merge").fit(points)
+    np.testing.assert_array_equal(alike.dimension_pw_, LID().fit(points).dimension_pw_)
+
+
+def test_too_few_different_points_are_said():
+    points = np.repeat(plane(10), 5, axis=0)
+    with pytest.warns(UserWarning, match="num_neighbors=20 is not below the 10 points; 9 are"):
+        assert LID(duplicates="merge").fit(points).num_neighbors_ == 9
+    with pytest.raises(ValueError, match="n_samples=15, of which 3 differ"):
+        LID(duplicates="merge").fit(points[:15])
 
 
 def test_too_few_points_are_said():
@@ -98,6 +129,7 @@ def test_too_few_points_are_said():
         ({"method": "mle2"}, "method='mle2'.*there are mle, "),
         ({"num_neighbors": 3}, "num_neighbors=3.*'mle' needs 4"),
         ({"num_neighbors": 5.0}, "num_neighbors=5.0.*integer"),
+        ({"duplicates": "drop"}, "duplicates='drop'.*'atoms' or 'merge'"),
     ],
 )
 def test_bad_options_name_argument_and_cure(options, message):

@@ -20,6 +20,7 @@ from mmh_jax.lid.flipd import linearized
 from mmh_jax.typing import Array, ArrayLike, Denoiser, Estimate, Key, check_point
 
 __all__ = [
+    "counted",
     "participation_ratio",
     "rank_by_gap",
     "rank_by_threshold",
@@ -38,7 +39,7 @@ def rank_by_threshold(spectrum: ArrayLike, threshold: float = 0.5) -> Array:
     Array(2, dtype=int32)
     """
     values = jnp.asarray(spectrum)
-    return _counted(values, jnp.sum(values > threshold, axis=-1))
+    return counted(values, jnp.sum(values > threshold, axis=-1))
 
 
 def rank_by_gap(spectrum: ArrayLike, *, floor: float = 1e-2, ceiling: float | None = None) -> Array:
@@ -65,10 +66,11 @@ def rank_by_gap(spectrum: ArrayLike, *, floor: float = 1e-2, ceiling: float | No
     inner = jnp.maximum(values, least)
     start = inner[..., :1] if ceiling is None else jnp.maximum(top, inner[..., :1])
     levels = jnp.log(jnp.concatenate([start, inner, least], axis=-1))
-    return _counted(values, jnp.argmax(levels[..., :-1] - levels[..., 1:], axis=-1))
+    return counted(values, jnp.argmax(levels[..., :-1] - levels[..., 1:], axis=-1))
 
 
-def _counted(values: Array, count: Array) -> Array:
+def counted(values: Array, count: Array) -> Array:
+    """The count, or -1 if one of the values (last axis) is NaN."""
     return jnp.where(jnp.any(jnp.isnan(values), axis=-1), -1, count)
 
 

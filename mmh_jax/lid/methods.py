@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmh_jax.lid.angles import abid, ess
+from mmh_jax.lid.closed_form import closed_form_curve
 from mmh_jax.lid.concentration import danco_statistics
 from mmh_jax.lid.correlation import correlation_dimension, takens
 from mmh_jax.lid.danco import danco, danco_calibration, nearest_ball
@@ -35,6 +36,7 @@ from mmh_jax.lid.mle import mle, mle_mean
 from mmh_jax.lid.neighborhoods import over_neighborhoods
 from mmh_jax.lid.neighbors import Neighbors
 from mmh_jax.lid.pairs import pair_distances
+from mmh_jax.lid.plateau import at_plateau
 from mmh_jax.lid.radii import gride, mada, mom, two_nn, two_nn_regression
 from mmh_jax.lid.separability import fisher_s
 from mmh_jax.lid.tle import tle
@@ -108,8 +110,11 @@ def _of_ratios(estimator: Callable[[Array], Estimate]) -> Any:
 def _of_offsets(estimator: Callable[[Array], Any]) -> Any:
     def estimate(offsets: Array) -> Estimate:
         found = estimator(offsets)
-        known = isinstance(found, Estimate)
-        return found if known else Estimate(jnp.asarray(found, float), jnp.asarray(jnp.nan))
+        if isinstance(found, Estimate):
+            return found
+        # Counts are -1 where there is none.
+        value = jnp.where(found < 0, jnp.nan, jnp.asarray(found, float))
+        return Estimate(value, jnp.asarray(jnp.nan))
 
     mapped = over_neighborhoods(estimate)
     return lambda points, neighbors: mapped(points, neighbors.indices)
@@ -136,6 +141,23 @@ def _ca_pca(offsets: Array) -> Array:
     offsets = offsets / jnp.where(largest == 0, 1, largest)
     radius = jnp.mean(jnp.linalg.norm(offsets[-2:], axis=1))
     return ca_pca(local_spectrum(offsets[:-1]), radius=radius)
+
+
+def _closed_form(points: ArrayLike, neighbors: Neighbors) -> Estimate:
+    """Each point left out, at its plateau over noise levels of the size of the radii.
+
+    It reads all points, not the neighbours alone.  At an atom 0, the limit of small noise.
+    """
+    nearest, farthest = np.asarray(neighbors.distances, float)[:, [0, -1]].T
+    apart = nearest > 0
+    if not apart.any():
+        return Estimate(np.zeros(len(apart)), np.zeros(len(apart)))
+    low, high = float(np.median(nearest[apart])) / 2, 2 * float(np.median(farthest[apart]))
+    # In a unit of the radii: squares of very small or large ones have no number.
+    unit = 2.0 ** float(np.frexp(high)[1])
+    curve = closed_form_curve(np.asarray(points) / unit, np.geomspace(low, high, 16) / unit)
+    found = at_plateau(curve)
+    return Estimate(*(np.where(apart, field, 0) for field in (found.value, found.stderr)))
 
 
 # The estimators of a set, at a point, take its k neighbours as one.
@@ -218,6 +240,7 @@ DATA_METHODS = {
     "local_pca_minka": DataMethod(3, _of_offsets(_minka)),
     "ca_pca": DataMethod(4, _of_offsets(_ca_pca)),
     "participation_ratio": DataMethod(3, _of_spectra(participation_ratio)),
+    "closed_form": DataMethod(3, _closed_form),
     "corr_int": DataMethod(4, _of_offsets(_corr_int), whole=_corr_int_of_all),
     "takens": DataMethod(4, _of_offsets(_takens), takens),
     "fisher_s": DataMethod(

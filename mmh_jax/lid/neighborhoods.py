@@ -17,7 +17,7 @@ from mmh_jax.typing import Array, ArrayLike
 __all__ = ["check_distances", "check_offsets", "over_neighborhoods"]
 
 # A chunk's neighbours hold at most so many numbers.
-_CHUNK = 2**22
+_CHUNK = 2**21
 
 
 def over_neighborhoods(
@@ -31,7 +31,7 @@ def over_neighborhoods(
 
     Args:
         estimator: takes the neighbours of one point minus that point, (k, D).
-        chunk_size: points at a time on each device; by default as many as make 2^22 numbers, at
+        chunk_size: points at a time on each device; by default as many as make 2^21 numbers, at
             most 256.
         progress, mesh: as in `over_points`.
 
