@@ -309,6 +309,22 @@ def test_points_and_labels_that_cannot_be():
         losses_of(labelled(), circle(6), config, conditions=np.arange(6))
 
 
+def test_labels_that_the_network_does_not_know():
+    """In a compiled step they become NaN, and the loss with them."""
+    network = nn.UNet((4, 4), width=4, multipliers=(1,), num_classes=3, rngs=nnx.Rngs(0))
+    apply, params = nn.split(network)
+    model = denoise.precondition(apply, params, shape=(4, 4))
+    points, labels = np.ones((32, 4, 4), np.float32), np.arange(32) % 3
+    labels[7] = 3
+    for fields in ({}, {"null_condition": 10, "condition_dropout": 0.1}):
+        config = dataclasses.replace(CONFIG, **fields)
+        with pytest.raises(ValueError, match=r"from 0 to 3; this network has 3 classes"):
+            losses_of(model, points, config, conditions=labels)
+    stream = train.Stream(lambda n: (points, labels - n))
+    with pytest.raises(ValueError, match=r"batch 0 of the stream holds labels from 0 to 3"):
+        losses_of(model, stream, CONFIG)
+
+
 def test_conditions_that_do_not_fit():
     with pytest.raises(ValueError, match=r"shape \(7,\) for 100 points"):
         losses_of(labelled(), circle(), CONFIG, conditions=np.zeros(7, int))
@@ -320,6 +336,16 @@ def test_out_of_memory_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(loop, "_round", fail)
     with pytest.raises(MemoryError, match="smaller batch, or `accumulate` more than 1"):
+        losses_of(untrained(), circle(), CONFIG)
+
+
+def test_a_model_that_does_not_fit_in_memory(monkeypatch):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    # Not only in a step: where the state is made, too.
+    monkeypatch.setattr(loop, "init_state", fail)
+    with pytest.raises(MemoryError, match="smaller network"):
         losses_of(untrained(), circle(), CONFIG)
 
 

@@ -2,11 +2,100 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
+from test_cli import contents, error_of, save_model
 
 import mmh_jax
 from mmh_jax import report, train
+from mmh_jax.cli import main
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.uniform(size=(64, 8, 8)).astype(np.float32)
+LABELS = RNG.integers(0, 10, 64)
+UNET = ["--network", "UNet", "--preset", "smoke", "--out", "out"]
+
+
+def with_label(value):
+    return np.where(np.arange(64) == 3, value, LABELS)
+
+
+# A word of the message, and the source; each with and without a finished model in the way.
+BAD_INPUT = {
+    "cannot be halved 1 times": (RNG.uniform(size=(64, 7, 7)), LABELS),
+    "out of range: label -1 in row 3": (IMAGES, with_label(-1)),
+    "out of range: label 1000000000 in row 3": (IMAGES, with_label(10**9)),
+    "dtype float32; it takes one whole number": (IMAGES, LABELS.astype(np.float32)),
+    "its units are not known": ((255 * IMAGES).astype(np.int16), LABELS),
+    "the bytes 0 and 1 alone": ((IMAGES > 0.5).astype(np.uint8), LABELS),
+    "channels come first": (RNG.integers(0, 256, (64, 3, 8, 8), np.uint8), LABELS),
+}
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize("words", BAD_INPUT)
+def test_bad_input_is_one_line_and_leaves_all_as_it_was(
+    words, is_there, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    points, labels = BAD_INPUT[words]
+    np.savez("bad.npz", points=points, labels=labels)
+    if is_there:
+        save_model(tmp_path / "out", (3,))
+    before = contents(tmp_path)
+    command = ["train", "bad.npz", *UNET, "--by-label"]
+    assert words in error_of([*command, *(["--overwrite"] if is_there else [])], capsys)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory."), MemoryError()]
+)
+def test_out_of_memory_keeps_what_was_saved(error, tmp_path, monkeypatch, capsys):
+    from mmh_jax.train import loop
+
+    def fail(*inputs):
+        if inputs[2].step >= 40:
+            raise error
+        return original(*inputs)
+
+    original = loop._round
+    monkeypatch.chdir(tmp_path)
+    np.savez("images.npz", points=IMAGES)
+    command = ["train", "images.npz", *UNET, "--num-steps", "60"]
+    monkeypatch.setattr(loop, "_round", fail)
+    assert main(command) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "does not fit on the device" in last or "out of memory" in last
+    # The same command continues from the last state.
+    monkeypatch.setattr(loop, "_round", original)
+    assert main(command) == 0
+    rows = train.read_json_lines("out/metrics.jsonl")
+    assert [row["step"] for row in rows] == [20, 40, 60]
+
+
+def test_memory_that_is_full_for_a_real_model():
+    recipe = train.Recipe(
+        network="DiT", width=2**21, options=(("depth", 1), ("patch_size", 8)), num_steps=1
+    )
+    with pytest.raises(MemoryError, match="smaller network"):
+        train.train_model(IMAGES, recipe, "never", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("points", "error", "message"),
+    [
+        ((255 * IMAGES).astype(np.uint8), TypeError, "dtype uint8"),
+        (np.where(IMAGES > 0.9, np.nan, IMAGES), ValueError, "NaN or infinite values in 63 of 64"),
+        (np.ones(5, np.float32), ValueError, r"takes \(N, \*shape\)"),
+    ],
+)
+def test_points_that_cannot_be_trained_on(points, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        train.train_model(points, train.IMAGE_RECIPES["smoke"], tmp_path / "m", seed=0)
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,8 @@ def train_model(
     recipe = _recipe(preset, network, data.points)
     if num_steps is not None:
         recipe = dataclasses.replace(recipe, num_steps=num_steps)
+    # Before anything is replaced: a command that cannot be carried out leaves the old model there.
+    train.check_trainable(data.points, recipe, labels=labels)
     settings = {"source": str(source), "data": hash_of(data.points), "seed": seed}
     settings |= {"by_label": True} if by_label else {}
     settings |= {} if budget is None else {"budget": budget}

@@ -21,14 +21,17 @@ from mmh_jax.train.checkpoint import Checkpoints, run_fingerprint
 from mmh_jax.train.config import TrainConfig
 from mmh_jax.train.log import JsonLines
 from mmh_jax.train.loop import fit
+from mmh_jax.train.memory import out_of_memory_explained
 from mmh_jax.train.recipe import Recipe
 from mmh_jax.train.step import init_state
-from mmh_jax.train.store import ModelConfig, build, load, load_config, save
+from mmh_jax.train.store import ModelConfig, build, check_config, load, load_config, save
 from mmh_jax.typing import Key
 
-__all__ = ["normalisation", "train_model"]
+__all__ = ["check_trainable", "normalisation", "train_model"]
 
 METRICS = "metrics.jsonl"
+# A label beyond these, and the number of points, is no class but a damaged number.
+MOST_CLASSES = 2**16
 
 
 def normalisation(points: np.ndarray) -> tuple[np.ndarray, float]:
@@ -86,33 +89,26 @@ def train_model(
         The trained denoiser, in data units.
 
     Raises:
-        ValueError: if the folder holds a model or checkpoints of another run; if the labels do not
-            fit; if the budget is not positive; if the network has dropout, which is not trained.
+        TypeError: if the points are not of a floating dtype.
+        ValueError: if a point is not finite; if the folder holds a model or checkpoints of another
+            run; if the labels do not fit; if the budget is not positive; if the network cannot be
+            built for such points, or has dropout, which is not trained.
+        MemoryError: if model or step do not fit on the device.
 
     Warns:
         UserWarning: if the network is narrower than a point: see `Recipe.wide_enough`.
     """
     began = time.monotonic()
-    points, folder = np.asarray(points, np.float32), Path(folder)
+    points, folder = _checked_points(points), Path(folder)
     _warn_if_narrow(recipe, math.prod(points.shape[1:]))
     labels, num_classes = _checked_labels(labels, len(points), recipe)
     shift, scale = normalisation(points)
     config = recipe.train_config(num_classes)
     fingerprint = _fingerprint(points, config, recipe, seed, labels, budget)
-    model_config = ModelConfig(
-        network=recipe.network,
-        network_options=recipe.network_options(num_classes),
-        shape=points.shape[1:],
-        scale=scale,
-        sigma_data=config.sigma_data,
-        sigma_min=recipe.sigma_min * scale,
-        sigma_max=recipe.sigma_max * scale,
-        training={"fingerprint": fingerprint, "seed": seed, "num_points": len(points)}
-        | recipe.settings()
-        | ({} if budget is None else {"budget": budget})
-        | (about or {}),
-        objective=recipe.objective,
-    )
+    training = {"fingerprint": fingerprint, "seed": seed, "num_points": len(points)}
+    training |= recipe.settings()
+    training |= ({} if budget is None else {"budget": budget}) | (about or {})
+    model_config = _model_config(recipe, points.shape[1:], num_classes, scale, training)
     if (folder / "config.json").exists():
         if load_config(folder).training.get("fingerprint") == fingerprint:
             return load(folder)
@@ -120,7 +116,8 @@ def train_model(
             f"{folder} holds a model of another run; choose another folder, or delete it."
         )
     init_key, fit_key = jax.random.split(jax.random.key(seed))
-    model = build(model_config, shift, key=init_key)
+    with out_of_memory_explained(config):
+        model = build(model_config, shift, key=init_key)
     work = folder / "checkpoints" if work is None else Path(work)
     normalised = (points - shift) / np.float32(scale)
     if budget is not None:
@@ -131,7 +128,10 @@ def train_model(
         model_config.training["num_steps"] = steps
     total = config.total_steps(len(points))
     folder.mkdir(parents=True, exist_ok=True)
-    with Checkpoints(work, fingerprint, keep_every=keep_every) as checkpoints:
+    with (
+        out_of_memory_explained(config),
+        Checkpoints(work, fingerprint, keep_every=keep_every) as checkpoints,
+    ):
         state = checkpoints.latest(init_state(model.inner, config))
         first = 0 if state is None else int(state.step)
         log = JsonLines(folder / METRICS, step=first)
@@ -155,6 +155,50 @@ def train_model(
     model = dataclasses.replace(model, inner=dataclasses.replace(model.inner, params=state.ema))
     save(folder, model_config, model)
     return model
+
+
+def check_trainable(
+    points: np.ndarray, recipe: Recipe, *, labels: np.ndarray | None = None
+) -> None:
+    """Raise what `train_model` raises of such points, labels and recipe, before any work.
+
+    Args:
+        points, recipe, labels: as for `train_model`.
+
+    Raises:
+        TypeError, ValueError: as `train_model`; and if the network cannot be built for such points.
+
+    >>> from mmh_jax.train import IMAGE_RECIPES
+    >>> try:
+    ...     check_trainable(np.random.default_rng(0).uniform(size=(9, 7, 7)), IMAGE_RECIPES["cpu"])
+    ... except ValueError as error:
+    ...     print(str(error)[:46])
+    `UNet(shape=(7, 7, 1))` cannot be halved 2 tim
+    """
+    points = _checked_points(points)
+    _, num_classes = _checked_labels(labels, len(points), recipe)
+    _, scale = normalisation(points)
+    check_config(_model_config(recipe, points.shape[1:], num_classes, scale, {}))
+
+
+def _model_config(
+    recipe: Recipe,
+    shape: tuple[int, ...],
+    num_classes: int | None,
+    scale: float,
+    training: dict[str, Any],
+) -> ModelConfig:
+    return ModelConfig(
+        network=recipe.network,
+        network_options=recipe.network_options(num_classes),
+        shape=shape,
+        scale=scale,
+        sigma_data=recipe.train_config(num_classes).sigma_data,
+        sigma_min=recipe.sigma_min * scale,
+        sigma_max=recipe.sigma_max * scale,
+        training=training,
+        objective=recipe.objective,
+    )
 
 
 def _fingerprint(
@@ -185,6 +229,28 @@ def _warn_if_narrow(recipe: Recipe, size: int) -> None:
         )
 
 
+def _checked_points(points: np.ndarray) -> np.ndarray:
+    """The points as float32."""
+    points = np.asarray(points)
+    if not np.issubdtype(points.dtype, np.floating):
+        raise TypeError(
+            f"`train_model(points=...)` has dtype {points.dtype}; it takes real numbers in data "
+            "units: bytes become such by `points / np.float32(255)`, as `data.load` reads them."
+        )
+    points = points.astype(np.float32, copy=False)
+    if points.ndim < 2 or points.size == 0:
+        raise ValueError(
+            f"`train_model(points=...)` has shape {points.shape}; it takes (N, *shape), N points."
+        )
+    bad = ~np.isfinite(points).reshape(len(points), -1).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"`train_model(points=...)` has NaN or infinite values in {bad.sum()} of "
+            f"{len(points)} rows, row {np.argmax(bad)} the first; remove them."
+        )
+    return points
+
+
 def _checked_labels(
     labels: np.ndarray | None, num: int, recipe: Recipe
 ) -> tuple[np.ndarray | None, int | None]:
@@ -192,17 +258,25 @@ def _checked_labels(
     if labels is None:
         return None, None
     labels = np.asarray(labels)
-    if labels.shape != (num,) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+    if labels.shape != (num,) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"`train_model(labels=...)` has shape {labels.shape} and dtype {labels.dtype}; it "
             f"takes one whole number, from 0, for each of the {num} points."
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= max(num, MOST_CLASSES):
+        wrong, row = (low, labels.argmin()) if low < 0 else (high, labels.argmax())
+        raise ValueError(
+            f"`train_model(labels=...)` is out of range: label {wrong} in row {row}; classes are "
+            f"counted from 0, and there are at most {max(num, MOST_CLASSES)}. "
+            "`np.unique(labels, return_inverse=True)[1]` counts those that occur."
         )
     if recipe.network in ("ResidualMLP", "GradientMLP"):
         raise ValueError(
             f"`train_model(labels=...)`: a {recipe.network} takes no condition; use a recipe with "
             "the network `UNet` or `DiT`."
         )
-    return labels.astype(np.int32), int(labels.max()) + 1
+    return labels.astype(np.int32), high + 1
 
 
 def _steps_within(
