@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -381,6 +382,30 @@ def test_a_checkpoint_of_another_architecture(tmp_path):
 
     with train.Checkpoints(tmp_path, "run") as checkpoints:
         checkpoints.save(state_of(16))
-        with pytest.raises(ValueError, match="another architecture, or damaged"):
+        with pytest.raises(ValueError, match="of another architecture"):
             checkpoints.latest(state_of(24))
         assert checkpoints.latest(state_of(16)) is not None  # it is still there
+
+
+@pytest.mark.parametrize("what", ["run/metadata", "state/_METADATA", "state/manifest.ocdbt", "all"])
+def test_a_half_written_checkpoint(what, tmp_path):
+    state = train.init_state(untrained(), CONFIG)
+    with train.Checkpoints(tmp_path, "run") as checkpoints:
+        for step in (10, 20):
+            checkpoints.save(dataclasses.replace(state, step=jnp.int32(step)))
+    if what == "all":
+        shutil.rmtree(tmp_path / "20")
+        (tmp_path / "20").mkdir()
+    else:
+        path = tmp_path / "20" / what
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with train.Checkpoints(tmp_path, "run") as checkpoints:
+        with pytest.raises(
+            ValueError, match=r"Delete .*20; the run continues from step 10\."
+        ) as caught:
+            checkpoints.latest(state)
+        assert "\n" not in str(caught.value)
+        assert int(checkpoints.at(10, state).step) == 10
+    shutil.rmtree(tmp_path / "20")  # as it says
+    with train.Checkpoints(tmp_path, "run") as checkpoints:
+        assert int(checkpoints.latest(state).step) == 10

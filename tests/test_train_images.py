@@ -70,8 +70,15 @@ def test_out_of_memory_keeps_what_was_saved(error, tmp_path, monkeypatch, capsys
     assert last.startswith("error: ")
     assert "does not fit on the device" in last or "out of memory" in last
     # The same command continues from the last state.
-    monkeypatch.setattr(loop, "_round", original)
+    first = []
+
+    def counted(*inputs):
+        first.append(int(inputs[2].step))
+        return original(*inputs)
+
+    monkeypatch.setattr(loop, "_round", counted)
     assert main(command) == 0
+    assert first == [40]
     rows = train.read_json_lines("out/metrics.jsonl")
     assert [row["step"] for row in rows] == [20, 40, 60]
 
