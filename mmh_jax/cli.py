@@ -55,6 +55,7 @@ class Train:
         network: For points of any kind an MLP; for images a U-Net or a transformer.
         by_label: Train a conditional model on the labels of the source; UNet and DiT only.
         budget: Minutes of training, in place of a number of steps.
+        tensorboard: Write the metrics to this folder for TensorBoard, too.
         overwrite: Replace a finished model in the folder.
     """
 
@@ -66,6 +67,7 @@ class Train:
     network: Literal["ResidualMLP", "UNet", "DiT"] = "ResidualMLP"
     by_label: bool = False
     budget: float | None = None
+    tensorboard: Path | None = None
     overwrite: bool = False
 
     def run(self, command: str) -> None:

@@ -116,6 +116,12 @@ def test_placement_cuts_the_longest_axis():
     )
 
 
+def test_a_batch_is_spread():
+    mesh = jax.make_mesh((4, 2), ("one", "two"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    batch = jax.jit(Placement(mesh).spread)(jnp.ones((16, 3)))
+    assert [piece.data.shape for piece in batch.addressable_shards] == [(2, 3)] * 8
+
+
 def test_a_mesh_must_divide_the_batch():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     with pytest.raises(ValueError, match="8 devices, which do not divide the 4 points"):
@@ -310,6 +316,44 @@ def test_points_and_labels_that_cannot_be():
         losses_of(labelled(), circle(6), config, conditions=np.arange(6))
 
 
+class Told(nnx.Module):
+    """A linear network, with the mean of its tokens added."""
+
+    def __init__(self, *, rngs):
+        self.linear = nnx.Linear(2, 2, rngs=rngs)
+        self.conditioning = nn.Conditioning(2, token_size=2, num_tokens=3, rngs=rngs)
+
+    def __call__(self, x, c_noise, cond=None):
+        return self.linear(x) + self.conditioning(cond)[1].mean(0)
+
+
+def test_the_learned_null_condition_is_trained():
+    apply, params = nn.split(Told(rngs=nnx.Rngs(0)))
+    model = denoise.precondition(apply, params, sigma_data=1.0, shape=(2,))
+    tokens = np.random.default_rng(0).normal(size=(100, 3, 2)).astype(np.float32)
+    for probability in (1.0, 0.0):
+        config = dataclasses.replace(CONFIG, condition_dropout=probability, num_steps=4)
+        state = last(train.fit(model, circle(), config, key=KEY, conditions=tokens)).state
+        moved = state.params["conditioning"]["null_tokens"][...]
+        start = params["conditioning"]["null_tokens"][...]
+        assert bool(jnp.all(moved == start)) == (probability == 0.0)
+
+
+def test_gradients_are_clipped_to_their_norm():
+    config = dataclasses.replace(CONFIG, max_grad_norm=0.5)
+    gradient = {"a": jnp.array([30.0, 0.0]), "b": jnp.array([[40.0]])}
+    optimizer = config.optimizer()
+    _, state = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    # Adam's first moment after one step is a tenth of what it was given.
+    (moment,) = (
+        part.mu
+        for part in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "mu"))
+        if hasattr(part, "mu")
+    )
+    np.testing.assert_allclose(moment["a"], [0.03, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(moment["b"], [[0.04]], rtol=1e-5)
+
+
 def test_labels_that_the_network_does_not_know():
     """In a compiled step they become NaN, and the loss with them."""
     network = nn.UNet((4, 4), width=4, multipliers=(1,), num_classes=3, rngs=nnx.Rngs(0))
@@ -367,12 +411,6 @@ def test_records(tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"loss": 1}\n{"step": 2}\n')
     with pytest.raises(ValueError, match="line 1 is no row of metrics"):
         train.read_json_lines(tmp_path / "bad.jsonl")
-
-
-def test_tensorboard(tmp_path):
-    pytest.importorskip("tensorboardX")
-    train.tensorboard(tmp_path)({"step": 3, "loss": 0.5})
-    assert any(path.stat().st_size > 0 for path in tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_another_architecture(tmp_path):

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from mmh_jax.denoise import Affine
 from mmh_jax.train.checkpoint import Checkpoints, run_fingerprint
 from mmh_jax.train.config import TrainConfig
 from mmh_jax.train.log import JsonLines
-from mmh_jax.train.loop import fit
+from mmh_jax.train.loop import Metrics, fit
 from mmh_jax.train.memory import out_of_memory_explained
 from mmh_jax.train.recipe import Recipe
 from mmh_jax.train.step import init_state
 from mmh_jax.train.store import ModelConfig, build, check_config, load, load_config, save
-from mmh_jax.typing import Key
 
 __all__ = ["check_trainable", "normalisation", "train_model"]
 
@@ -63,6 +64,9 @@ def train_model(
     keep_every: int | None = None,
     budget: float | None = None,
     progress: Callable[[int, int, float], None] | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    mesh: Mesh | None = None,
+    shard_params: bool = False,
     about: dict[str, Any] | None = None,
 ) -> Affine:
     """Train a score model on points and save it; continue where an earlier call was cut off.
@@ -83,6 +87,8 @@ def train_model(
         budget: minutes, in place of the recipe's number of steps: about as many are taken as fit,
             after a trial of some seconds.  A run that is continued keeps its number of steps.
         progress: called as `progress(step, total_steps, loss)` after each round.
+        log: called with each row of the metrics, too, such as `train.tensorboard(folder)`.
+        mesh, shard_params: devices that share the work; as for `fit`.
         about: anything to keep in the model's `config.json`.
 
     Returns:
@@ -121,9 +127,11 @@ def train_model(
     work = folder / "checkpoints" if work is None else Path(work)
     normalised = (points - shift) / np.float32(scale)
     if budget is not None:
-        steps = _steps_within(
-            budget, began, work, fingerprint, model, normalised, labels, config, key=fit_key
-        )
+        trial = functools.partial(
+            fit, model.inner, normalised, key=fit_key, conditions=labels, mesh=mesh,
+            shard_params=shard_params,
+        )  # fmt: skip
+        steps = _steps_within(budget, began, work, fingerprint, config, trial)
         config = dataclasses.replace(config, num_steps=steps)
         model_config.training["num_steps"] = steps
     total = config.total_steps(len(points))
@@ -134,17 +142,19 @@ def train_model(
     ):
         state = checkpoints.latest(init_state(model.inner, config))
         first = 0 if state is None else int(state.step)
-        log = JsonLines(folder / METRICS, step=first)
+        lines = JsonLines(folder / METRICS, step=first)
         start = last_save = time.monotonic()
         training = fit(
             model.inner, normalised, config, key=fit_key, conditions=labels, state=state,
-            pause_every=keep_every,
+            mesh=mesh, shard_params=shard_params, pause_every=keep_every,
         )  # fmt: skip
         for metrics in training:
             state, now = metrics.state, time.monotonic()
             rate = (metrics.step - first) * config.batch_size / max(now - start, 1e-9)
             row = {"step": metrics.step, "loss": metrics.loss}
-            log(row | {"seconds": now - start, "points_per_second": rate})
+            row |= {"seconds": now - start, "points_per_second": rate}
+            for write in (lines, *(() if log is None else (log,))):
+                write(row)
             if progress is not None:
                 progress(metrics.step, total, metrics.loss)
             due = keep_every is not None and metrics.step % keep_every == 0
@@ -284,12 +294,8 @@ def _steps_within(
     began: float,
     work: Path,
     fingerprint: str,
-    model: Affine,
-    points: np.ndarray,
-    labels: np.ndarray | None,
     config: TrainConfig,
-    *,
-    key: Key,
+    train: Callable[[TrainConfig], Iterator[Metrics]],
 ) -> int:
     """How many steps fit into so many minutes since `began`; of a run begun before, as many."""
     if not 0 < budget < float("inf"):
@@ -300,8 +306,7 @@ def _steps_within(
         if found.get("fingerprint") == fingerprint:
             return int(found["num_steps"])
     # Short rounds, for a step may take a second; of very short steps too few are promised.
-    trial = dataclasses.replace(config, steps_per_round=5, num_steps=10**9)
-    rounds = fit(model.inner, points, trial, key=key, conditions=labels)
+    rounds = train(dataclasses.replace(config, steps_per_round=5, num_steps=10**9))
     compiled = next(rounds).step
     now = start = time.monotonic()
     done = compiled
