@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
-from mmh_jax import nn
 from mmh_jax.denoise import NetworkDenoiser
 from mmh_jax.train.config import TrainConfig
+from mmh_jax.train.inputs import check_labels, known_classes
 from mmh_jax.train.memory import out_of_memory_explained
 from mmh_jax.train.sharding import Placement
 from mmh_jax.train.step import TrainState, init_state, step
@@ -210,7 +209,7 @@ def _fit_stream(
     denoiser: NetworkDenoiser, stream: Stream, config: TrainConfig, key: Key,
     state: TrainState, place: Placement | None, pause: int | None,
 ) -> Iterator[Metrics]:  # fmt: skip
-    done, num_classes = int(state.step), _num_classes(denoiser, config)
+    done, num_classes = int(state.step), known_classes(denoiser, config)
     while done < config.num_steps:
         first = done
         stop = min(done - done % config.steps_per_round + config.steps_per_round, config.num_steps)
@@ -283,33 +282,8 @@ def _checked(
                 f"`fit(conditions=...)` has an array of shape {leaf.shape} for {len(points)} "
                 "points; pass one condition for each point."
             )
-    _check_labels("`fit(conditions=...)`", conditions, _num_classes(denoiser, config))
+    check_labels("`fit(conditions=...)`", conditions, known_classes(denoiser, config))
     return points, conditions
-
-
-def _num_classes(denoiser: NetworkDenoiser, config: TrainConfig) -> int | None:
-    """How many labels the network knows, or else the null condition of the settings says."""
-    network = getattr(denoiser.apply, "apply", denoiser.apply)
-    if isinstance(network, nn.Apply):
-        module = nnx.merge(network.graph, denoiser.params)
-        known = getattr(getattr(module, "conditioning", None), "num_classes", None)
-        if known is not None:
-            return known
-    last = config.null_condition
-    return last if isinstance(last, int) else None
-
-
-def _check_labels(what: str, conditions: Any, num_classes: int | None) -> None:
-    """Here, because a compiled step can but make NaN of a label that is none."""
-    for leaf in jax.tree.leaves(conditions):
-        if num_classes is None or not jnp.issubdtype(leaf.dtype, jnp.integer) or not leaf.size:
-            continue
-        low, high = int(leaf.min()), int(leaf.max())
-        if low < 0 or high >= num_classes:
-            raise ValueError(
-                f"{what} holds labels from {low} to {high}; this network has {num_classes} "
-                f"classes, which go from 0 to {num_classes - 1}."
-            )
 
 
 def _batch_of(
@@ -328,5 +302,5 @@ def _batch_of(
         )
     _check_shape(points, denoiser, 1)
     conditions = jax.tree.map(np.asarray, conditions)
-    _check_labels(f"`fit(points=...)`: batch {index} of the stream", conditions, num_classes)
+    check_labels(f"`fit(points=...)`: batch {index} of the stream", conditions, num_classes)
     return points, conditions

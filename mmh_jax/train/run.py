@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import math
-import os
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +16,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mmh_jax.denoise import Affine
+from mmh_jax.train.budget import steps_within
 from mmh_jax.train.checkpoint import Checkpoints, run_fingerprint
 from mmh_jax.train.config import TrainConfig
+from mmh_jax.train.inputs import (
+    checked_labels,
+    checked_points,
+    normalisation,
+    warn_if_narrow,
+)
 from mmh_jax.train.log import JsonLines
-from mmh_jax.train.loop import Metrics, fit
+from mmh_jax.train.loop import fit
 from mmh_jax.train.memory import out_of_memory_explained
 from mmh_jax.train.recipe import Recipe
 from mmh_jax.train.step import init_state
@@ -31,25 +35,6 @@ from mmh_jax.train.store import ModelConfig, build, check_config, load, load_con
 __all__ = ["check_trainable", "normalisation", "train_model"]
 
 METRICS = "metrics.jsonl"
-# A label beyond these, and the number of points, is no class but a damaged number.
-MOST_CLASSES = 2**16
-
-
-def normalisation(points: np.ndarray) -> tuple[np.ndarray, float]:
-    """The mean point, and the standard deviation of all coordinates around it.
-
-    One number scales every coordinate, so that noise stays isotropic in data units.
-
-    Raises:
-        ValueError: if the points are all the same.
-    """
-    shift = points.mean(axis=0, dtype=np.float64)
-    scale = float(np.sqrt(np.mean((points - shift) ** 2)))
-    if not scale > 0:
-        raise ValueError(
-            "all points are equal: there is nothing to learn from a constant data set."
-        )
-    return shift.astype(np.float32), scale
 
 
 def train_model(
@@ -105,9 +90,9 @@ def train_model(
         UserWarning: if the network is narrower than a point: see `Recipe.wide_enough`.
     """
     began = time.monotonic()
-    points, folder = _checked_points(points), Path(folder)
-    _warn_if_narrow(recipe, math.prod(points.shape[1:]))
-    labels, num_classes = _checked_labels(labels, len(points), recipe)
+    points, folder = checked_points(points), Path(folder)
+    warn_if_narrow(recipe, math.prod(points.shape[1:]))
+    labels, num_classes = checked_labels(labels, len(points), recipe)
     shift, scale = normalisation(points)
     config = recipe.train_config(num_classes)
     fingerprint = _fingerprint(points, config, recipe, seed, labels, budget)
@@ -131,7 +116,7 @@ def train_model(
             fit, model.inner, normalised, key=fit_key, conditions=labels, mesh=mesh,
             shard_params=shard_params,
         )  # fmt: skip
-        steps = _steps_within(budget, began, work, fingerprint, config, trial)
+        steps = steps_within(budget, began, work, fingerprint, config, trial)
         config = dataclasses.replace(config, num_steps=steps)
         model_config.training["num_steps"] = steps
     total = config.total_steps(len(points))
@@ -185,8 +170,8 @@ def check_trainable(
     ...     print(str(error)[:46])
     `UNet(shape=(7, 7, 1))` cannot be halved 2 tim
     """
-    points = _checked_points(points)
-    _, num_classes = _checked_labels(labels, len(points), recipe)
+    points = checked_points(points)
+    _, num_classes = checked_labels(labels, len(points), recipe)
     _, scale = normalisation(points)
     check_config(_model_config(recipe, points.shape[1:], num_classes, scale, {}))
 
@@ -227,96 +212,3 @@ def _fingerprint(
         config = dataclasses.replace(config, num_steps=1)
         settings["budget"] = budget
     return run_fingerprint(points, config, **settings)
-
-
-def _warn_if_narrow(recipe: Recipe, size: int) -> None:
-    if recipe.network == "ResidualMLP" and recipe.width < size:
-        warnings.warn(
-            f"a network of width {recipe.width} on points of {size} coordinates: its Jacobian has "
-            f"at least {size - recipe.width} eigenvalues near 1 at small noise levels, so that no "
-            f"LID below {size - recipe.width} will be found.  Use `recipe.wide_enough({size})`.",
-            stacklevel=3,
-        )
-
-
-def _checked_points(points: np.ndarray) -> np.ndarray:
-    """The points as float32."""
-    points = np.asarray(points)
-    if not np.issubdtype(points.dtype, np.floating):
-        raise TypeError(
-            f"`train_model(points=...)` has dtype {points.dtype}; it takes real numbers in data "
-            "units: bytes become such by `points / np.float32(255)`, as `data.load` reads them."
-        )
-    points = points.astype(np.float32, copy=False)
-    if points.ndim < 2 or points.size == 0:
-        raise ValueError(
-            f"`train_model(points=...)` has shape {points.shape}; it takes (N, *shape), N points."
-        )
-    bad = ~np.isfinite(points).reshape(len(points), -1).all(axis=1)
-    if bad.any():
-        raise ValueError(
-            f"`train_model(points=...)` has NaN or infinite values in {bad.sum()} of "
-            f"{len(points)} rows, row {np.argmax(bad)} the first; remove them."
-        )
-    return points
-
-
-def _checked_labels(
-    labels: np.ndarray | None, num: int, recipe: Recipe
-) -> tuple[np.ndarray | None, int | None]:
-    """The labels as int32, and how many classes there are."""
-    if labels is None:
-        return None, None
-    labels = np.asarray(labels)
-    if labels.shape != (num,) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"`train_model(labels=...)` has shape {labels.shape} and dtype {labels.dtype}; it "
-            f"takes one whole number, from 0, for each of the {num} points."
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= max(num, MOST_CLASSES):
-        wrong, row = (low, labels.argmin()) if low < 0 else (high, labels.argmax())
-        raise ValueError(
-            f"`train_model(labels=...)` is out of range: label {wrong} in row {row}; classes are "
-            f"counted from 0, and there are at most {max(num, MOST_CLASSES)}. "
-            "`np.unique(labels, return_inverse=True)[1]` counts those that occur."
-        )
-    if recipe.network in ("ResidualMLP", "GradientMLP"):
-        raise ValueError(
-            f"`train_model(labels=...)`: a {recipe.network} takes no condition; use a recipe with "
-            "the network `UNet` or `DiT`."
-        )
-    return labels.astype(np.int32), high + 1
-
-
-def _steps_within(
-    budget: float,
-    began: float,
-    work: Path,
-    fingerprint: str,
-    config: TrainConfig,
-    train: Callable[[TrainConfig], Iterator[Metrics]],
-) -> int:
-    """How many steps fit into so many minutes since `began`; of a run begun before, as many."""
-    if not 0 < budget < float("inf"):
-        raise ValueError(f"`train_model(budget={budget})` must be positive, in minutes.")
-    path = work.with_name(work.name + "_steps.json")
-    if path.exists():
-        found = json.loads(path.read_text())
-        if found.get("fingerprint") == fingerprint:
-            return int(found["num_steps"])
-    # Short rounds, for a step may take a second; of very short steps too few are promised.
-    rounds = train(dataclasses.replace(config, steps_per_round=5, num_steps=10**9))
-    compiled = next(rounds).step
-    now = start = time.monotonic()
-    done = compiled
-    while now - start < min(5.0, 3 * budget):
-        done, now = next(rounds).step, time.monotonic()
-    # The same again to compile with the right number of steps.
-    left = 60 * budget - 2 * (start - began) - (now - start)
-    num_steps = max(int(left * (done - compiled) / (now - start)), 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps({"fingerprint": fingerprint, "num_steps": num_steps}))
-    os.replace(partial, path)
-    return num_steps
