@@ -172,6 +172,8 @@ def test_grain_reads_a_mapped_file(tmp_path):
         np.testing.assert_array_equal(np.sort(epoch, axis=0), np.sort(2 * circle(64), axis=0))
     assert not np.array_equal(batches[0][0], batches[2][0])
     np.testing.assert_array_equal(batches[1][0], stream.batch(1)[0])
+    other = train.grain_stream(2 * source, batch_size=32, seed=2)
+    assert not np.array_equal(batches[0][0], other.batch(0)[0])
     assert batches[0][1].shape == (32,)
     with pytest.raises(ValueError, match="fewer than batch_size=100"):
         train.grain_stream(source, batch_size=100, seed=1)

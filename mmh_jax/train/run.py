@@ -70,7 +70,8 @@ def train_model(
         save_every: seconds between checkpoints.
         keep_every: keep the states at multiples of so many steps; see `Checkpoints`.
         budget: minutes, in place of the recipe's number of steps: about as many are taken as fit,
-            after a trial of some seconds.  A run that is continued keeps its number of steps.
+            after a trial of some seconds.  Compiling, twice, is in it: a shorter budget gives one
+            step.  A run that is continued keeps its number of steps.
         progress: called as `progress(step, total_steps, loss)` after each round.
         log: called with each row of the metrics, too, such as `train.tensorboard(folder)`.
         mesh, shard_params: devices that share the work; as for `fit`.
