@@ -55,6 +55,7 @@ class Train:
         network: For points of any kind an MLP; for images a U-Net or a transformer.
         by_label: Train a conditional model on the labels of the source; UNet and DiT only.
         budget: Minutes of training, in place of a number of steps.
+        tensorboard: Write the metrics to this folder for TensorBoard, too.
         overwrite: Replace a finished model in the folder.
     """
 
@@ -66,6 +67,7 @@ class Train:
     network: Literal["ResidualMLP", "UNet", "DiT"] = "ResidualMLP"
     by_label: bool = False
     budget: float | None = None
+    tensorboard: Path | None = None
     overwrite: bool = False
 
     def run(self, command: str) -> None:
@@ -273,7 +275,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             os._exit(130)
         return 130
-    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
+    except (
+        ValueError, TypeError, OSError, FloatingPointError, ImportError, MemoryError, RuntimeError
+    ) as error:  # fmt: skip
         if not _is_explained(error):
             raise
         console.print_error(f"[bold red]error:[/] {escape(_one_line(error))}")
@@ -296,10 +300,14 @@ def _library() -> Any:
 def _is_explained(error: Exception) -> bool:
     """Whether the message is meant for the user: a fault of the system, or raised by this package.
 
+    Among the faults of the system is memory that is full, which a device reports in its own way.
+
     A TypeError or ValueError that arose inside another package is a defect of this one: its
     traceback must be seen.
     """
-    if isinstance(error, OSError | ImportError):
+    if isinstance(error, OSError | ImportError | MemoryError):
+        return True
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         return True
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     return Path(raised_in).is_relative_to(Path(__file__).parent)
@@ -310,4 +318,6 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         name = f"{error.filename}: " if error.filename else ""
         text = name + error.strerror + _CURES.get(error.errno or 0, "")
+    if "RESOURCE_EXHAUSTED" in text or not text:  # of a device, or of Python itself
+        text = f"out of memory: {text or 'nothing is left'}; take a smaller preset or fewer points"
     return " ".join(text.split())

@@ -274,7 +274,7 @@ def test_train_writes_a_model_of_so_many_steps_that_lid_reads(here, capsys):
     settings = ["--preset", "smoke", "--num-steps", "20", "--seed", "5"]
     assert main(["train", "points.npy", *settings, "--out", "new"]) == 0
     names = {path.name for path in (here / "new").iterdir()}
-    assert names == {"config.json", "params.safetensors"}
+    assert names == {"config.json", "params.safetensors", "metrics.jsonl"}
     training = train.load_config("new").training
     assert (training["num_steps"], training["seed"]) == (20, 5)
 

@@ -43,6 +43,16 @@ def test_noise_levels_follow_their_law():
     np.testing.assert_allclose([logs.mean(), logs.std()], [-1.2, 0.7], atol=0.01)
 
 
+@pytest.mark.parametrize("law", [train.log_normal(-1.0, 1.4), train.log_uniform(0.1, 2.0)])
+def test_the_last_of_a_large_batch_is_finite(law, monkeypatch):
+    # The largest number below 1 that is drawn: with 511 before it, it rounds to 512.
+    top = lambda key, shape, **_: jnp.full(shape, 1 - 2.0**-23, jnp.float32)  # noqa: E731
+    monkeypatch.setattr(jax.random, "uniform", top)
+    levels = law(512, key=jax.random.key(0))
+    assert np.isfinite(levels).all()
+    assert levels[-1] > levels[-2]
+
+
 def test_loss_of_a_known_denoiser(x64):
     # D = 0 errs by x0; D = x errs by sigma eps.
     x0, sigma = jnp.array([3.0, 4.0]), jnp.asarray(0.5)

@@ -90,10 +90,10 @@ def load(source: PathLike, *, max_points: int | None = None, split: str | None =
     Raises:
         FileNotFoundError: if the path does not exist.
         ValueError: if the source is of an unknown kind, damaged or truncated; if it holds Python
-            objects, integers other than bytes, NaN or infinite values, fewer than 2 points, or the
-            same point throughout; if images differ in size or in colour, or bytes are in no order
-            of a picture; if labels are out of range; if a package is not installed; if there is no
-            such split.
+            objects, integers other than bytes, bytes of 0 and 1 alone, NaN or infinite values,
+            fewer than 2 points, or the same point throughout; if images differ in size or in
+            colour, or bytes are in no order of a picture; if labels are out of range; if a package
+            is not installed; if there is no such split.
 
     >>> digits = load("digits", max_points=100)
     >>> digits.points.shape, digits.value_range, digits.is_image
@@ -237,6 +237,12 @@ def _in_picture_order(source: PathLike, array: np.ndarray) -> np.ndarray:
 
 def _in_data_units(source: PathLike, array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint8:
+        if array.max() == 1:
+            raise fault_of(
+                source,
+                "has the bytes 0 and 1 alone, where 255 is white",
+                "Save them times 255, or as float32 if 0 and 1 are the values you mean.",
+            )
         return array.astype(np.float32) / np.float32(255)
     if np.issubdtype(array.dtype, np.floating):
         with np.errstate(over="ignore"):  # what overflows is reported as infinite afterwards

@@ -45,6 +45,7 @@ def train_model(
     network: str = "ResidualMLP",
     by_label: bool = False,
     budget: float | None = None,
+    tensorboard: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -59,6 +60,7 @@ def train_model(
         network: `ResidualMLP`, or for images `UNet` or `DiT`.
         by_label: whether to train a conditional model on the labels of the source.
         budget: minutes of training, in place of a number of steps.
+        tensorboard: a folder for TensorBoard's event files.
         overwrite: whether a model in the folder may be replaced.
         progress: called as `progress("model", step, total_steps, note)`.
 
@@ -66,6 +68,8 @@ def train_model(
         ValueError: for settings, a source or a folder that cannot be used; before any work.
         OSError: if the folder cannot be written.
         FloatingPointError: if the training diverges.
+        MemoryError: if model or step do not fit on the device.
+        ImportError: if TensorBoard is asked for and `tensorboardX` is not there.
     """
     out, chosen = Path(out), find_preset(preset)
     check_count("--num-steps", num_steps)
@@ -80,6 +84,9 @@ def train_model(
     recipe = _recipe(preset, network, data.points)
     if num_steps is not None:
         recipe = dataclasses.replace(recipe, num_steps=num_steps)
+    # Before anything is replaced: a command that cannot be carried out leaves the old model there.
+    train.check_trainable(data.points, recipe, labels=labels)
+    log = None if tensorboard is None else train.tensorboard(tensorboard)
     settings = {"source": str(source), "data": hash_of(data.points), "seed": seed}
     settings |= {"by_label": True} if by_label else {}
     settings |= {} if budget is None else {"budget": budget}
@@ -96,6 +103,7 @@ def train_model(
             budget=budget,
             save_every=chosen.save_every,
             progress=_with_rate(report, recipe.batch_size),
+            log=log,
             about={"source": data.name},
         )
     shutil.rmtree(work, ignore_errors=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,8 @@ def claim(folder: Path, kind: Kind, settings: dict[str, Any], *, overwrite: bool
         OSError: if nothing can be written there.
     """
     check_output(folder, kind, overwrite=overwrite)
-    settings = {"format": kind.format} | settings
+    # As they are read back: JSON has lists for tuples.
+    settings = json.loads(json.dumps({"format": kind.format} | settings))
     found = read_json(_settings_path(folder))
     finished = _is_finished(folder, kind)
     others = bool(found) and found != settings

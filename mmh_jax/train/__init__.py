@@ -27,7 +27,7 @@ from mmh_jax.train.loss import (
     uniform_time,
 )
 from mmh_jax.train.recipe import IMAGE_RECIPES, RECIPES, Recipe
-from mmh_jax.train.run import normalisation, train_model
+from mmh_jax.train.run import check_trainable, normalisation, train_model
 from mmh_jax.train.step import TrainState, init_state
 from mmh_jax.train.store import ModelConfig, build, load, load_config, save
 from mmh_jax.train.stream import Stream, grain_stream
@@ -64,6 +64,7 @@ __all__ = [
     "VaeMetrics",
     "VaeState",
     "build",
+    "check_trainable",
     "denoising_loss",
     "discriminator_loss",
     "edm_weight",

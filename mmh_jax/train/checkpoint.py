@@ -6,9 +6,10 @@ fingerprint of the run, so that a folder is never continued with other data or s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,9 @@ class Checkpoints:
             like: a state of the right structure, from `init_state`.
 
         Raises:
-            ValueError: if the folder belongs to a run with other data or settings, or holds states
-                of another architecture.
+            ValueError: if the folder belongs to a run with other data or settings, or the state is
+                half-written or of another architecture.  Nothing is deleted: the message says from
+                which earlier state the run can continue.
         """
         step = self._manager.latest_step()
         return None if step is None else self.at(step, like)
@@ -110,24 +112,33 @@ class Checkpoints:
         ocp = self._ocp
         if step not in self._manager.all_steps():
             raise KeyError(f"no state of step {step} in {self._manager.directory}: {self.steps}.")
-        run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))[
-            "run"
-        ]
-        if run["fingerprint"] != self._fingerprint:
+        items = ocp.args.Composite(run=ocp.args.JsonRestore())
+        with self._damage_reported(step):
+            found = self._manager.restore(step, args=items)["run"]["fingerprint"]
+        if found != self._fingerprint:
             raise ValueError(
                 f"the checkpoints in {self._manager.directory} come from a run with other data or "
                 "settings; delete the folder, or choose another output."
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        try:
+        with self._damage_reported(step):
             return self._manager.restore(step, args=items)["state"]
-        except (KeyError, TypeError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
+
+    @contextlib.contextmanager
+    def _damage_reported(self, step: int) -> Iterator[None]:
+        """Turn what orbax raises on a bad state into one error, which keeps the states before."""
+        try:
+            yield
+        except (KeyError, OSError, TypeError, ValueError) as error:
+            folder, earlier = self._manager.directory, [s for s in self.steps if s < step]
+            cure = "Delete the folder, or choose another output."
+            if earlier:
+                cure = f"Delete {folder / str(step)}; the run continues from step {earlier[-1]}."
+            fault = str(error).strip().partition("\n")[0][:160]
             raise ValueError(
-                f"the checkpoint of step {step} in {self._manager.directory} does not hold the "
-                f"arrays of this model ({first}); it is of another architecture, or damaged. "
-                "Delete the folder, or choose another output."
+                f"the checkpoint of step {step} in {folder} does not hold the arrays of this "
+                f"model; it is half-written, damaged, or of another architecture ({fault}). {cure}"
             ) from error
 
     def average(

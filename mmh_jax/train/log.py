@@ -81,7 +81,8 @@ def tensorboard(folder: str | Path) -> Any:
         ImportError: if `tensorboardX` is not there; `pip install 'mmh-jax[tensorboard]'`.
     """
     try:
-        writer = importlib.import_module("tensorboardX").SummaryWriter(str(folder))
+        # Its own `flush` does not wait for what is still queued, so: to disk within a second.
+        writer = importlib.import_module("tensorboardX").SummaryWriter(str(folder), flush_secs=1)
     except ImportError as error:
         raise ImportError(
             "`tensorboard` needs tensorboardX: `pip install 'mmh-jax[tensorboard]'`."
@@ -91,6 +92,5 @@ def tensorboard(folder: str | Path) -> Any:
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float):
                 writer.add_scalar(name, value, row["step"])
-        writer.flush()
 
     return log

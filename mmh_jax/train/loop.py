@@ -20,6 +20,8 @@ from jax.sharding import Mesh
 from mmh_jax.denoise import NetworkDenoiser
 from mmh_jax.train.compiled import compiled
 from mmh_jax.train.config import TrainConfig
+from mmh_jax.train.inputs import check_labels, known_classes
+from mmh_jax.train.memory import out_of_memory_explained
 from mmh_jax.train.sharding import Placement
 from mmh_jax.train.step import TrainState, init_state, step
 from mmh_jax.train.stream import Stream
@@ -153,29 +155,22 @@ def fit(
 
     Raises:
         ValueError: if a point has not the denoiser's shape, if there is not one condition for each
-            point, or if the devices do not divide a batch.
+            point, if a label is none of the network's, or if the devices do not divide a batch.
         FloatingPointError: if the loss stops being finite.
         MemoryError: if a step does not fit on the device.
     """
     place = _placement(mesh, shard_params, config)
     if pause_every is not None and pause_every < 1:
         raise ValueError(f"`fit(pause_every={pause_every})` must be at least 1, or None.")
-    start = init_state(denoiser, config) if state is None else state
-    start = start if place is None else place.put(start)
-    try:
+    with out_of_memory_explained(config):
+        start = init_state(denoiser, config) if state is None else state
+        start = start if place is None else place.put(start)
         if isinstance(points, Stream):
             yield from _fit_stream(denoiser, points, config, key, start, place, pause_every)
         else:
             data = _checked(denoiser, points, conditions, config)
             data = data if place is None else place.copied(data)
             yield from _fit_array(denoiser, data, config, key, start, place, pause_every)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "ut of memory" not in str(error):
-            raise
-        raise MemoryError(
-            f"a step of {config.batch_size} points does not fit on the device: take a smaller "
-            f"batch, or `accumulate` more than {config.accumulate} parts of it, or `remat`."
-        ) from error
 
 
 def _fit_array(
@@ -212,18 +207,18 @@ def _fit_stream(
     denoiser: NetworkDenoiser, stream: Stream, config: TrainConfig, key: Key,
     state: TrainState, place: Placement | None, pause: int | None,
 ) -> Iterator[Metrics]:  # fmt: skip
-    done = int(state.step)
+    done, num_classes = int(state.step), known_classes(denoiser, config)
     while done < config.num_steps:
         first = done
         stop = min(done - done % config.steps_per_round + config.steps_per_round, config.num_steps)
         stop = min(stop, done + _until(done, pause))
         losses = []
         while done < stop:
-            batch = _batch_of(stream, done, denoiser, config)
+            batch = _batch_of(stream, done, denoiser, config, num_classes)
             size = max(_CHUNK // max(batch[0].size, 1), 1)
             chunk = [batch]
             chunk += [
-                _batch_of(stream, index, denoiser, config)
+                _batch_of(stream, index, denoiser, config, num_classes)
                 for index in range(done + 1, min(done + size, stop))
             ]
             batches = jax.tree.map(lambda *leaves: np.stack(leaves), *chunk)
@@ -285,19 +280,16 @@ def _checked(
                 f"`fit(conditions=...)` has an array of shape {leaf.shape} for {len(points)} "
                 "points; pass one condition for each point."
             )
-        last = config.null_condition
-        if isinstance(last, int) and jnp.issubdtype(leaf.dtype, jnp.integer) and leaf.size:
-            low, high = int(leaf.min()), int(leaf.max())
-            if low < 0 or high >= last:
-                raise ValueError(
-                    f"`fit(conditions=...)` holds labels from {low} to {high}; with "
-                    f"null_condition={last} they go from 0 to {last - 1}."
-                )
+    check_labels("`fit(conditions=...)`", conditions, known_classes(denoiser, config))
     return points, conditions
 
 
 def _batch_of(
-    stream: Stream, index: int, denoiser: NetworkDenoiser, config: TrainConfig
+    stream: Stream,
+    index: int,
+    denoiser: NetworkDenoiser,
+    config: TrainConfig,
+    num_classes: int | None,
 ) -> tuple[np.ndarray, Any]:
     points, conditions = stream.batch(index)
     points = np.asarray(points)
@@ -307,4 +299,6 @@ def _batch_of(
             f"batch_size is {config.batch_size}; make them agree."
         )
     _check_shape(points, denoiser, 1)
+    conditions = jax.tree.map(np.asarray, conditions)
+    check_labels(f"`fit(points=...)`: batch {index} of the stream", conditions, num_classes)
     return points, conditions

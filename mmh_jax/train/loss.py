@@ -49,7 +49,8 @@ def _stratified(num: int, key: Key) -> Array:
     """`num` uniforms on (0, 1), one in each of `num` equal strata: each is uniform by itself, and
     their mean has far less variance than that of independent ones."""
     offset = jax.random.uniform(key, (num,), minval=jnp.finfo(float).eps)
-    return (jnp.arange(num) + offset) / num
+    # Of a large batch the last may round to 1, where the normal law has no finite value.
+    return jnp.minimum((jnp.arange(num) + offset) / num, 1 - jnp.finfo(offset.dtype).epsneg)
 
 
 @dataclasses.dataclass(frozen=True)

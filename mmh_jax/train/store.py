@@ -23,7 +23,7 @@ from mmh_jax.denoise import Affine, NetworkDenoiser, eps, precondition
 from mmh_jax.noise import VP
 from mmh_jax.typing import Key
 
-__all__ = ["ModelConfig", "build", "load", "load_config", "named_arrays", "save"]
+__all__ = ["ModelConfig", "build", "check_config", "load", "load_config", "named_arrays", "save"]
 
 FORMAT = "mmh_jax.model/1"
 OBJECTIVES = ("edm", "vp")
@@ -88,13 +88,23 @@ def build(config: ModelConfig, shift: Any, *, key: Key) -> Affine:
     Raises:
         ValueError: if the network is to have dropout, which training does not apply.
     """
+    _refuse_dropout(config)
+    apply, params = nn.split(_module(config, key))
+    return _assemble(config, apply, params, shift)
+
+
+def check_config(config: ModelConfig) -> None:
+    """Raise what `build` raises, without any arrays."""
+    _refuse_dropout(config)
+    nnx.eval_shape(lambda: _module(config, None))
+
+
+def _refuse_dropout(config: ModelConfig) -> None:
     if config.network_options.get("dropout", 0.0):
         raise ValueError(
             f"`build(config=...)` asks for dropout {config.network_options['dropout']}: the loss "
             "draws none, so it would have no effect. Leave it out, and use `augment`."
         )
-    apply, params = nn.split(_module(config, key))
-    return _assemble(config, apply, params, shift)
 
 
 def named_arrays(params: Any) -> dict[str, np.ndarray]:
