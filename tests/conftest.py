@@ -17,6 +17,19 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items):
+    """Of a test marked `spread(n)`, all cases but each n-th are slow."""
+    seen = {}
+    for item in items:
+        if (marker := item.get_closest_marker("spread")) is None:
+            continue
+        name = item.nodeid.partition("[")[0]
+        seen[name] = seen.get(name, -1) + 1
+        if seen[name] % marker.args[0]:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def x64():
     """Double precision inside the test."""

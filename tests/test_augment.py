@@ -28,6 +28,7 @@ def over_keys(change, x, keys=KEYS):
     return np.asarray(jax.jit(jax.vmap(lambda key: change(x, key=key)))(keys))
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("kind", PICTURES)
 @pytest.mark.parametrize("name", ALL)
 def test_one_key_one_answer_under_every_transformation(name, kind):

@@ -72,6 +72,7 @@ def test_shapes_and_labels(name):
     }.get(name, {(0, 5)})
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_is_a_function_of_its_key(name):
     draw = compiled(name)

@@ -72,6 +72,7 @@ def network(schedule, prediction):
     return call
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_one_density_gives_one_denoiser(x64, name, prediction):

@@ -72,6 +72,7 @@ ESTIMATORS = {
 }
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_lowers_for_accelerators(name, platform):
@@ -86,6 +87,7 @@ def test_lowers_for_accelerators(name, platform):
     assert program.platforms == (platform,)
 
 
+@pytest.mark.spread(3)
 # Without those whose computation is that of another.
 @pytest.mark.parametrize("name", sorted(ESTIMATORS.keys() - {"function_lanczos", "lidl"}))
 def test_eight_devices_give_what_one_gives(name):
@@ -129,6 +131,7 @@ OF_NEIGHBORS = {
 OF_DISTANCES = {"mle", "mom", "mada"}
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("name", OF_NEIGHBORS)
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_estimators_of_data_lower_for_accelerators(name, platform):

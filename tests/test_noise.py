@@ -134,6 +134,7 @@ def test_definitions_of_the_papers(x64):
     assert noise.EDM(t_max=10.0).t_max == 10
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_ends(x64, name, dtype):

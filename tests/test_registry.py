@@ -74,6 +74,7 @@ def test_the_names():
     assert families == {"affine", "curved", "warped", "sphere", "embedded", "toy", "benchmark"}
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_set_has_the_shape_and_the_dimensions_it_declares(name):
     known = SETS[name]
@@ -85,6 +86,7 @@ def test_a_set_has_the_shape_and_the_dimensions_it_declares(name):
     assert len({(int(k), int(d)) for k, d in zip(component, lid, strict=True)}) == len(known.dims)
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_set_is_a_function_of_its_key(name):
     again = SETS[name].sample(100, key=KEY)
@@ -185,6 +187,7 @@ def test_an_exact_denoiser_is_of_the_law_that_is_sampled(name):
 # The benchmark manifolds
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("name", MANIFOLDS)
 def test_the_rank_of_the_chart_is_the_dimension(x64, name):
     known = MANIFOLDS[name]
@@ -224,6 +227,7 @@ def theirs():
 OTHERS = {"M2", "M5b", "M7", "M10a", "M10b", "M10c", "M10d", "M13b"}
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("name", MANIFOLDS)
 def test_the_law_is_that_of_scikit_dimension_unless_the_module_says_otherwise(theirs, name):
     points, dim, ambient_dim = theirs(name)

@@ -55,6 +55,7 @@ INFINITE = {
 }
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("method", lid.DATA_METHODS)
 @pytest.mark.parametrize(
     "name", [n if n in DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in SETS]

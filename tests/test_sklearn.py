@@ -41,6 +41,7 @@ def test_scikit_learns_own_checks_with_duplicates_merged():
         check_estimator(LID(duplicates="merge"))
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_finds_a_plane(method):
     model = LID(method=method, num_neighbors=20).fit(plane())
