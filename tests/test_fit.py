@@ -78,6 +78,7 @@ def test_parts_give_the_gradient_of_the_whole():
     assert difference(parts.state.params, whole.state.params) < 1e-5
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("shard_params", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_eight_devices_train_as_one(shard_params, accumulate):

@@ -51,6 +51,7 @@ def test_bad_input_is_one_line_and_leaves_all_as_it_was(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     "error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory."), MemoryError()]
 )

@@ -127,6 +127,7 @@ def test_one_example_is_what_a_batch_gives(kind):
         np.testing.assert_allclose(one, batched[i], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("kind", CONDITIONS)
 def test_starts_at_zero_and_every_parameter_learns(kind):
     options, cond = CONDITIONS[kind]
@@ -227,6 +228,7 @@ def test_oblong_images():
 # Conditions
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("kind", ["label", "tokens"])
 def test_conditions_matter_and_null_is_the_unconditional_model(kind):
     options, cond = CONDITIONS[kind]
@@ -299,6 +301,7 @@ def test_dropped_conditions():
     assert jnp.abs(jax.grad(loss)(params)["conditioning"]["null_tokens"][...]).max() > 1e-5
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("kind", CONDITIONS)
 def test_on_disk_and_back(kind, tmp_path):
     options, cond = CONDITIONS[kind]
