@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from mmh_jax.typing import ArrayLike, Key, check_key
 
@@ -119,6 +117,9 @@ def disjoint_halves(points: ArrayLike, *, key: Key, groups: ArrayLike | None = N
 
 def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """The components of rows that share a number in either of two groupings."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     num = int(first.max()) + 1
     size = num + int(second.max()) + 1
     links = coo_matrix((np.ones(len(first)), (first, second + num)), shape=(size, size))

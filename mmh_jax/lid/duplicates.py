@@ -15,9 +15,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial.distance import cdist
 
 from mmh_jax.lid.neighbors import nearest_neighbors
 from mmh_jax.lid.points import check_finite, check_points, rounded, rounding_offset
@@ -138,6 +135,8 @@ def _between_groups(
     points: np.ndarray, labels: np.ndarray, rows: np.ndarray, tolerance: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of labels that some of the `rows` link, from their distances to all points."""
+    from scipy.spatial.distance import cdist
+
     pairs = [np.zeros((2, 0), labels.dtype)]
     step = max(_BLOCK // len(points), 1)
     for begin in range(0, len(rows), step):
@@ -150,5 +149,8 @@ def _between_groups(
 
 def _joined(num: int, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """(num,) the connected component of each node of a graph."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_matrix((np.ones(len(starts), bool), (starts, ends)), shape=(num, num))
     return connected_components(graph, directed=False)[1]
