@@ -16,7 +16,7 @@ Under `vmap` with a shared kernel each of the three is one convolution, also the
 respect to the kernel: no gradients of single examples are formed.
 
 From JAX 0.10 on XLA gives convolutions on CPU to a library, YNNPACK, whose time for a kernel as
-large as the image, which is what `to_kernel` is, grows out of all proportion: up to 13 times that
+large as the image, which is what `to_kernel` is, grows out of all proportion: some ten times that
 of XLA's own routine.  `compiler_options()` keeps it for matrix products and sums alone.
 """
 
