@@ -167,10 +167,11 @@ def test_options_keep_convolutions_in_xla(num_out):
 
 
 def test_training_is_compiled_with_these_options(monkeypatch):
+    expected = nn.compiler_options()  # compiles, to see whether XLA knows them: before the patch
     seen = []
     monkeypatch.setattr(jax, "jit", lambda f, **options: seen.append(options) or f)
     assert compiled(static_argnames="n")(lambda x, n: x + n)(1, n=2) == 3
-    assert seen == [{"compiler_options": nn.compiler_options(), "static_argnames": "n"}]
+    assert seen == [{"compiler_options": expected, "static_argnames": "n"}]
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

@@ -263,7 +263,14 @@ def deformed(t, eigenvalues):
 
 
 @pytest.mark.parametrize("eigenvalues", [[1, 1, 1, 0.5, 0.5, -1, -1], [2.0] * 4, [-1, -1, 3]])
-@pytest.mark.parametrize("make", [linalg.exact, linalg.positive_exact])
+@pytest.mark.parametrize(
+    "make",
+    [
+        linalg.exact,
+        linalg.positive_exact,
+        lambda size: linalg.positive_exact(size, above_noise=True),
+    ],
+)
 def test_derivative_with_degenerate_eigenvalues(x64, make, eigenvalues):
     def value(t):
         return make(3)(*operator(deformed(t, eigenvalues))).value
@@ -274,6 +281,36 @@ def test_derivative_with_degenerate_eigenvalues(x64, make, eigenvalues):
         np.testing.assert_allclose(derivative, difference, rtol=1e-7)
     second = jax.grad(jax.grad(lambda t: value(t**2)))(0.0)
     np.testing.assert_allclose(second, 2 * difference, rtol=1e-6)
+
+
+@pytest.mark.parametrize("above_noise", [False, True])
+def test_second_derivative_of_positive_exact_moves_the_projector(x64, above_noise):
+    """Eigenvalues exactly equal (no rounding parts them), those of the other sign at some distance.
+
+    d^2/dt^2 sum = 2 sum_ij |e_i . E e_j|^2 / (l_i - l_j), i kept and j not.
+    """
+    eigenvalues = jnp.array([2.0, 2.0, 2.0, -1.0, -1.0, -0.5])
+    direction = random_matrix(3, 6)
+    direction = direction + direction.T
+
+    def value(t):
+        matrix = jnp.diag(eigenvalues) + t * direction
+        return linalg.positive_exact(4, above_noise=above_noise)(*operator(matrix)).value
+
+    gaps = eigenvalues[:3, None] - eigenvalues[None, 3:]
+    expected = 2 * jnp.sum(direction[:3, 3:] ** 2 / gaps)
+    for second in (
+        jax.grad(jax.grad(value)),
+        jax.jacfwd(jax.grad(value)),
+        jax.jit(jax.hessian(value)),
+    ):
+        np.testing.assert_allclose(second(0.0), expected, rtol=1e-12)
+
+
+def test_positive_exact_of_a_network_that_is_nan():
+    for above_noise in (False, True):
+        trace = linalg.positive_exact(4, above_noise=above_noise)
+        assert np.isnan(trace(*operator(jnp.full((4, 4), jnp.nan))).value)
 
 
 def test_gradient_of_positive_exact_is_the_projector(x64):

@@ -19,6 +19,7 @@ denoiser, all three are the trace.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ from mmh_jax.linalg.operator import (
     Trace,
     check_positive,
     in_chunks,
-    jacobian_spectrum,
+    jacobian,
     mean_and_stderr,
     safe_sqrt,
 )
@@ -55,8 +56,53 @@ def positive_part(eigenvalues: Array) -> Array:
 
 
 def above_noise_edge(eigenvalues: Array, lowest: Array) -> Array:
-    """l where l > -lowest, the negative edge mirrored; 0 elsewhere."""
-    return jnp.where(eigenvalues > jnp.maximum(-lowest, 0), eigenvalues, 0)
+    """l where l > -lowest, the negative edge mirrored; 0 elsewhere, and NaN for NaN."""
+    dropped = eigenvalues <= jnp.maximum(-lowest, 0)  # not the contrary: NaN is neither
+    return jnp.where(dropped, 0, eigenvalues)
+
+
+# The derivative of `eigvalsh` has a derivative only where no two eigenvalues are equal; those of a
+# sum of kept eigenvalues are a projector P, and its divided differences (Daleckii & Krein), which
+# vanish within a cluster of kept or of dropped ones.
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _sum_kept(symmetric: Array, above_noise: bool) -> Array:
+    """The sum of the positive eigenvalues, or of those above the noise edge."""
+    return _kept(jnp.linalg.eigvalsh(symmetric), above_noise).sum()
+
+
+def _kept(eigenvalues: Array, above_noise: bool) -> Array:
+    if above_noise:
+        return above_noise_edge(eigenvalues, eigenvalues[0])
+    return positive_part(eigenvalues)
+
+
+@_sum_kept.defjvp
+def _sum_kept_jvp(above_noise: bool, primals: tuple[Array], tangents: tuple[Array]) -> Any:
+    value, projector = _sum_and_projector(*primals, above_noise)
+    return value, jnp.sum(projector * tangents[0])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _sum_and_projector(symmetric: Array, above_noise: bool) -> tuple[Array, Array]:
+    eigenvalues, vectors = jnp.linalg.eigh(symmetric)
+    kept = _kept(eigenvalues, above_noise)
+    return kept.sum(), (vectors * (kept != 0)) @ vectors.T
+
+
+@_sum_and_projector.defjvp
+def _sum_and_projector_jvp(above_noise: bool, primals: tuple[Array], tangents: tuple[Array]) -> Any:
+    eigenvalues, vectors = jnp.linalg.eigh(primals[0])
+    kept = _kept(eigenvalues, above_noise)
+    mask = (kept != 0).astype(kept.dtype)
+    turned = vectors.T @ tangents[0] @ vectors
+    differ = mask[:, None] != mask[None, :]
+    gap = jnp.where(differ, eigenvalues[:, None] - eigenvalues[None, :], 1)
+    divided = (mask[:, None] - mask[None, :]) / gap
+    projector = (vectors * mask) @ vectors.T
+    d_projector = vectors @ (divided * turned) @ vectors.T
+    return (kept.sum(), projector), (jnp.sum(mask * jnp.diagonal(turned)), d_projector)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +112,8 @@ class _PositiveExact:
     is_linear = False
 
     def __call__(self, matvec: Matvec, like: Array, *, key: Key | None = None) -> Estimate:
-        eigenvalues = jacobian_spectrum(matvec, like, chunk_size=self.chunk_size)
-        kept = positive_part(eigenvalues)
-        if self.above_noise:
-            kept = above_noise_edge(eigenvalues, eigenvalues[-1])
-        value = jnp.sum(kept)
+        matrix = jacobian(matvec, like, chunk_size=self.chunk_size)
+        value = _sum_kept((matrix + matrix.T) / 2, self.above_noise)
         return Estimate(value, jnp.zeros_like(value))
 
 
@@ -164,7 +207,8 @@ def positive_exact(chunk_size: int = 32, *, above_noise: bool = False) -> Trace:
             be nothing but error.  Removes the rectified noise; the module's text says what it
             costs.  Still equal to the trace for a positive semi-definite operator.
 
-    Cost: D products and one D x D symmetric eigenproblem.  Standard error 0.
+    Cost: D products and one D x D symmetric eigenproblem.  Standard error 0.  Two derivatives,
+    whatever the multiplicities of the eigenvalues.
 
     >>> matrix = jnp.diag(jnp.array([1.0, 0.5, 0.125, -0.25]))
     >>> positive_exact()(lambda v: matrix @ v, jnp.zeros(4)).value
