@@ -30,6 +30,23 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+def restart_generator(module):
+    """A module's `RNG` from its start, so that what a test draws depends on no other test."""
+    generator = getattr(module, "RNG", None)
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(request):
+    restart_generator(getattr(request, "module", None))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    restart_generator(getattr(item, "module", None))
+
+
 @pytest.fixture
 def x64():
     """Double precision inside the test."""

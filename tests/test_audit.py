@@ -62,7 +62,7 @@ def test_it_writes_a_report_and_leaves_no_partial_results(finished):
     names = {path.name for path in (finished / "out").iterdir()}
     assert names == {"points.csv", "summary.json", "lid.png", "model"}
     model = {path.name for path in (finished / "out" / "model").iterdir()}
-    assert model == {"config.json", "params.safetensors"}
+    assert model == {"config.json", "params.safetensors", "metrics.jsonl"}
     with Image.open(finished / "out" / "lid.png") as image:
         assert image.format == "PNG"
         assert min(image.size) > 1_000

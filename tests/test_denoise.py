@@ -24,14 +24,14 @@ SCHEDULES = {
 }
 PREDICTIONS = ("x0", "eps", "score", "v", "velocity")
 
-rng = np.random.default_rng(0)
-BASIS = np.linalg.qr(rng.normal(size=(AMBIENT, DIM)))[0]
+RNG = np.random.default_rng(0)
+BASIS = np.linalg.qr(RNG.normal(size=(AMBIENT, DIM)))[0]
 VARIANCES = np.array([0.4, 1.0, 2.5])
-MEAN = rng.normal(size=AMBIENT)
+MEAN = RNG.normal(size=AMBIENT)
 COVARIANCE = (BASIS * VARIANCES) @ BASIS.T
 COORDINATES = np.array([0.5, -1.2, 1.0])
 POINT = MEAN + BASIS @ COORDINATES
-NOISY = POINT + 0.3 * rng.normal(size=AMBIENT)
+NOISY = POINT + 0.3 * RNG.normal(size=AMBIENT)
 
 
 def exact(x, sigma):
@@ -110,7 +110,7 @@ def test_flipd_of_a_vp_network_is_the_formula_of_the_paper(x64):
     divergence is alpha^2 tr grad score_t; d log rho / d log sigma = sigma^2 (lap rho / rho), and
     sigma^2 alpha^2 = s^2.  The network here is arbitrary: the identity is one of algebra.
     """
-    weights = jnp.asarray(rng.normal(size=(AMBIENT, AMBIENT)))
+    weights = jnp.asarray(RNG.normal(size=(AMBIENT, AMBIENT)))
     beta_min, beta_max, t = 0.1, 20.0, 0.17
     integral = beta_min * t + (beta_max - beta_min) * t**2 / 2
     alpha, s = np.exp(-integral / 2), np.sqrt(1 - np.exp(-integral))
@@ -165,7 +165,7 @@ def test_precondition_takes_what_an_adapter_made_and_a_condition():
 
 
 def test_affine_is_the_denoiser_of_moved_and_scaled_data(x64):
-    shift, scale, sigma = jnp.asarray(rng.normal(size=AMBIENT)), 2.5, 0.4
+    shift, scale, sigma = jnp.asarray(RNG.normal(size=AMBIENT)), 2.5, 0.4
     moved = denoise.Affine(exact, shift, scale)
     covariance, mean = scale**2 * COVARIANCE, shift + scale * MEAN
     x = shift + scale * NOISY

@@ -16,7 +16,12 @@ from mmh_jax.cli import main
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(size=(64, 8, 8)).astype(np.float32)
 LABELS = RNG.integers(0, 10, 64)
+MODEL_FILES = ("config.json", "params.safetensors")
 UNET = ["--network", "UNet", "--preset", "smoke", "--out", "out"]
+
+
+def out_of_memory(*_, **__):
+    raise MemoryError
 
 
 def with_label(value):
@@ -49,6 +54,40 @@ def test_bad_input_is_one_line_and_leaves_all_as_it_was(
     command = ["train", "bad.npz", *UNET, "--by-label"]
     assert words in error_of([*command, *(["--overwrite"] if is_there else [])], capsys)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("kill", ["training", "replacing"])
+def test_the_old_model_stays_until_the_new_one_is_finished(kill, tmp_path, monkeypatch, capsys):
+    """Whether the training fails, or the run is killed while one model replaces the other."""
+    from mmh_jax.report import output
+    from mmh_jax.train import loop
+
+    monkeypatch.chdir(tmp_path)
+    np.save("points.npy", RNG.normal(size=(64, 3)).astype(np.float32))
+    command = ["train", "points.npy", "--preset", "smoke", "--num-steps", "40"]
+    assert main([*command, "--out", "new"]) == 0
+    save_model(tmp_path / "out", (3,))
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in MODEL_FILES}
+    with monkeypatch.context() as patch:
+        if kill == "training":
+            patch.setattr(loop, "_part", out_of_memory)
+            patch.setattr(loop, "_round", out_of_memory)
+        else:
+            patch.setattr(output.shutil, "copyfile", out_of_memory)
+        assert main([*command, "--out", "out", "--overwrite"]) == 2
+    if kill == "training":
+        after = {name: (tmp_path / "out" / name).read_bytes() for name in MODEL_FILES}
+        assert after == before
+    else:
+        with pytest.raises(FileNotFoundError):
+            mmh_jax.load(tmp_path / "out")
+    assert main([*command, "--out", "out", "--overwrite"]) == 0
+    capsys.readouterr()
+    for name in MODEL_FILES:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "new" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "config.json", "metrics.jsonl", "params.safetensors",
+    ]  # fmt: skip
 
 
 @pytest.mark.spread(2)
@@ -225,7 +264,7 @@ def test_a_recipe_for_vp(tmp_path):
     recipe = train.Recipe(
         network="DiT", width=16, options=(("patch_size", 4), ("depth", 1)), objective="vp",
         noise_levels=train.uniform_time(schedule, 0.01, 1.0), weight=train.noise_weight,
-        num_steps=20, batch_size=16, steps_per_round=4,
+        num_steps=60, batch_size=16, steps_per_round=4,
     )  # fmt: skip
     train.train_model(IMAGES, recipe, tmp_path / "m", seed=0, keep_every=8)
     config = train.load_config(tmp_path / "m")

@@ -61,7 +61,7 @@ def train_model(
         by_label: whether to train a conditional model on the labels of the source.
         budget: minutes of training, in place of a number of steps.
         tensorboard: a folder for TensorBoard's event files.
-        overwrite: whether a model in the folder may be replaced.
+        overwrite: whether a model in the folder may be replaced, once the new one is finished.
         progress: called as `progress("model", step, total_steps, note)`.
 
     Raises:
@@ -84,7 +84,7 @@ def train_model(
     recipe = _recipe(preset, network, data.points)
     if num_steps is not None:
         recipe = dataclasses.replace(recipe, num_steps=num_steps)
-    # Before anything is replaced: a command that cannot be carried out leaves the old model there.
+    # Before anything is written.
     train.check_trainable(data.points, recipe, labels=labels)
     log = None if tensorboard is None else train.tensorboard(tensorboard)
     settings = {"source": str(source), "data": hash_of(data.points), "seed": seed}
@@ -92,11 +92,14 @@ def train_model(
     settings |= {} if budget is None else {"budget": budget}
     settings |= recipe.settings()
     work = output.claim(out, output.MODEL, settings, overwrite=overwrite)
+    # A model that is there stays until this one is finished.
+    aside = work / "model"
+    target = aside if aside.exists() or (out / output.MODEL.final).exists() else out
     with Stages(progress)("model") as report:
         train.train_model(
             data.points,
             recipe,
-            out,
+            target,
             seed=seed,
             work=work / "checkpoints",
             labels=labels,
@@ -106,6 +109,8 @@ def train_model(
             log=log,
             about={"source": data.name},
         )
+    if target != out:
+        output.replace(out, output.MODEL, target)
     shutil.rmtree(work, ignore_errors=True)
 
 

@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mmh_jax.report.files import read_json, write_json
+from mmh_jax.report.files import read_json, replacing, write_json
 from mmh_jax.train import store
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "check_output",
     "check_writable",
     "claim",
+    "replace",
 ]
 
 
@@ -42,19 +43,27 @@ class Kind:
         format: the value of `format` in the final file.
         final: the JSON file that is written last.
         products: the other files and folders.
+        replaced_last: whether finished work stays until what replaces it is finished, too.
     """
 
     name: str
     format: str
     final: str
     products: tuple[str, ...]
+    replaced_last: bool = False
 
 
 AUDIT = Kind("audit", "mmh_jax.audit/1", "summary.json", ("points.csv", "lid.png", "model"))
 # Of a file, in a folder beside it that is gone when the file is there.
 MEASUREMENT = Kind("measurement", "mmh_jax.lid/1", "finished.json", ())
 DATA_MEASUREMENT = Kind("measurement", "mmh_jax.lid_data/1", "finished.json", ())
-MODEL = Kind("model", store.FORMAT, "config.json", ("params.safetensors", "metrics.jsonl"))
+MODEL = Kind(
+    "model",
+    store.FORMAT,
+    "config.json",
+    ("params.safetensors", "metrics.jsonl"),
+    replaced_last=True,
+)
 
 
 def _is_finished(folder: Path, kind: Kind) -> bool:
@@ -122,7 +131,7 @@ def claim(folder: Path, kind: Kind, settings: dict[str, Any], *, overwrite: bool
     """Take the folder for a run with these settings, and return where its partial results go.
 
     Partial results of the same settings stay, to be used; those of others, and finished work, are
-    deleted if `overwrite`.
+    deleted if `overwrite`; finished work not here but by `replace`, if the kind says so.
 
     Raises:
         ValueError: as `check_output`, and if unfinished work has other settings.
@@ -141,12 +150,26 @@ def claim(folder: Path, kind: Kind, settings: dict[str, Any], *, overwrite: bool
             "its command to finish it, pass --overwrite to replace it, or choose another folder."
         )
     check_writable(folder)
-    if finished or others:
+    if others and finished and kind.replaced_last:
+        shutil.rmtree(folder / ".work")
+    elif others or (finished and not kind.replaced_last):
         _clear(folder, kind)
     work = folder / ".work"
     work.mkdir(exist_ok=True)
     write_json(_settings_path(folder), settings)
     return work
+
+
+def replace(folder: Path, kind: Kind, source: Path) -> None:
+    """Put finished work that is in `source` in the place of that in `folder`.
+
+    The old final file goes first and the new one comes last, so that what a kill leaves between is
+    unfinished.  `source` stays, to repeat this.
+    """
+    (folder / kind.final).unlink(missing_ok=True)
+    for name in (*kind.products, kind.final):
+        with replacing(folder / name) as partial:
+            shutil.copyfile(source / name, partial)
 
 
 def _clear(folder: Path, kind: Kind) -> None:
