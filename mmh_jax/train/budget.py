@@ -27,10 +27,12 @@ def steps_within(
     if not 0 < budget < float("inf"):
         raise ValueError(f"`train_model(budget={budget})` must be positive, in minutes.")
     path = work.with_name(work.name + "_steps.json")
-    if path.exists():
+    try:
         found = json.loads(path.read_text())
-        if found.get("fingerprint") == fingerprint:
+        if found["fingerprint"] == fingerprint:
             return int(found["num_steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or damaged: tried again
     # Short rounds, for a step may take a second; of very short steps too few are promised.
     rounds = train(dataclasses.replace(config, steps_per_round=5, num_steps=10**9))
     compiled = next(rounds).step

@@ -146,7 +146,8 @@ class Checkpoints:
     ) -> Any:
         """Weights averaged with another relative width than those that were tracked (`train.ema`).
 
-        Reads every state that is there: keep several, evenly spread, with `keep_every`.
+        Reads every state that is there, one at a time: keep several, evenly spread, with
+        `keep_every`.
 
         Args:
             like: a state of the right structure, from `init_state`.
@@ -164,9 +165,8 @@ class Checkpoints:
                 f"widths {tuple(widths)}: train with `TrainConfig(ema_widths=(0.05, 0.1))` and "
                 "`Checkpoints(keep_every=...)`."
             )
-        found = [average for number in steps for average in self.at(number, like).averages]
         return reconstruct(
-            found,
+            (average for number in steps for average in self.at(number, like).averages),
             [number for number in steps for _ in widths],
             list(widths) * len(steps),
             step=steps[-1] if step is None else step,

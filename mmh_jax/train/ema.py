@@ -19,7 +19,7 @@ of the snapshots are a basis, and the coefficients that are nearest to a wanted 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -110,13 +110,13 @@ def profile_coefficients(
 
 
 def reconstruct(
-    averages: Sequence[Any], steps: Sequence[int], widths: Sequence[float], *, step: int,
+    averages: Iterable[Any], steps: Sequence[int], widths: Sequence[float], *, step: int,
     width: float,
 ) -> Any:  # fmt: skip
     """The average of another relative width, from snapshots of averages.
 
     Args:
-        averages: pytrees of weights, one for each snapshot.
+        averages: pytrees of weights, one for each snapshot; read one at a time.
         steps, widths, step, width: as in `profile_coefficients`.
 
     Returns:
@@ -128,9 +128,9 @@ def reconstruct(
     """
     found = profile_coefficients(steps, widths, step=step, width=width)
 
-    def combined(*leaves: Any) -> Array:
-        first = jnp.asarray(leaves[0])
-        total = sum(c * np.asarray(leaf, np.float64) for c, leaf in zip(found, leaves, strict=True))
-        return jnp.asarray(total, first.dtype)
-
-    return jax.tree.map(combined, *averages)
+    total, like = None, None
+    for coefficient, average in zip(found, averages, strict=True):
+        part = jax.tree.map(lambda leaf, c=coefficient: c * np.asarray(leaf, np.float64), average)
+        total = part if total is None else jax.tree.map(np.add, total, part)
+        like = average
+    return jax.tree.map(lambda leaf, old: jnp.asarray(leaf, jnp.result_type(old)), total, like)
