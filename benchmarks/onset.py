@@ -33,11 +33,16 @@ from mmh_jax.report.onset import Onset
 
 # Relative to the spread of the data; LID_theta is measured at the first.
 LEVELS = (0.3, 0.1, 0.6, 1.2)
+ONSET = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of a preset: training sets, seeds, steps, moments, and of what is measured."""
+    """Of a preset: training sets, seeds, steps, moments, and of what is measured.
+
+    The more points, the longer: `steps` are those of the largest set, of another n a share of
+    them, (n + 128) / (largest + 128).
+    """
 
     nums: tuple[int, ...]
     seeds: int
@@ -47,10 +52,14 @@ class Sizes:
     num_points: int
     num_samples: int
 
+    def steps_for(self, num: int) -> int:
+        """Of the training on `num` points."""
+        return round(self.steps * (num + 128) / (max(self.nums) + 128))
+
 
 SIZES = {
     "smoke": Sizes((32, 64), 1, 120, 3, 96, 8, 32),
-    "cpu": Sizes((128, 512, 2048), 3, 12_000, 12, 512, 48, 256),
+    "cpu": Sizes((128, 512, 2048), 3, 60_000, 14, 512, 48, 256),
     "accelerator": Sizes((128, 512, 2048, 4096), 3, 200_000, 18, 2_048, 256, 2_048),
 }
 
@@ -79,15 +88,16 @@ def run(source: str, num: int, seed: int, sizes: Sizes) -> list[dict[str, Any]]:
     )
     init_key, fit_key, key = jax.random.split(jax.random.key(seed), 3)
     model = train.build(model_config, shift, key=init_key)
+    num_steps = sizes.steps_for(num)
     config = train.TrainConfig(
-        num_steps=sizes.steps, batch_size=min(128, num), steps_per_round=20, ema_half_life=50.0,
-        noise_levels=train.log_uniform(0.01, 8.0), learning_rate=5e-4,
+        num_steps=num_steps, batch_size=min(128, num), steps_per_round=20, ema_half_life=50.0,
+        noise_levels=train.log_normal(-0.3, 1.0), learning_rate=5e-4,
     )  # fmt: skip
     measure = Onset(
         points, points[: sizes.num_points], held_out, LEVELS[0] * scale,
         np.array(LEVELS) * scale, sizes.num_samples, (0.02 * scale, 8.0 * scale), key,
     )  # fmt: skip
-    wanted = list(np.geomspace(40, sizes.steps, sizes.moments))
+    wanted = list(np.geomspace(40, num_steps, sizes.moments))
     rows, start = [], time.monotonic()
     for metrics in train.fit(model.inner, (points - shift) / scale, config, key=fit_key):
         if wanted and metrics.step >= wanted[0]:
@@ -105,9 +115,9 @@ def run(source: str, num: int, seed: int, sizes: Sizes) -> list[dict[str, Any]]:
     return rows
 
 
-def onset(rows: list[dict[str, Any]], share: float = 0.5) -> dict[str, float | None]:
-    """The steps after which half are memorized, LID_theta of training points is half of what it
-    was at its largest, and the loss gap at the first level is half of its last."""
+def onset(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """After how many steps 5% of the samples are copies, LID_theta of training points is half of
+    what it was at its largest, and the loss gap at the first level is half of its last."""
     steps = [row["step"] for row in rows]
 
     def first(condition: list[bool]) -> float | None:
@@ -117,9 +127,9 @@ def onset(rows: list[dict[str, Any]], share: float = 0.5) -> dict[str, float | N
     peak = int(np.argmax(lids))
     gaps = [row["gap"][0] for row in rows]
     return {
-        "memorized": first([row["memorized"] >= share for row in rows]),
-        "lid_train": first([i > peak and v <= share * lids[peak] for i, v in enumerate(lids)]),
-        "gap": first([gap >= share * gaps[-1] for gap in gaps]),
+        "memorized": first([row["memorized"] >= ONSET for row in rows]),
+        "lid_train": first([i > peak and v <= lids[peak] / 2 for i, v in enumerate(lids)]),
+        "gap": first([gap >= gaps[-1] / 2 for gap in gaps]),
     }
 
 
@@ -131,7 +141,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         when, last = onset(own), own[-1]
         found.append(
             {
-                "n": num, "seed": seed, "half memorized at": when["memorized"],
+                "n": num, "seed": seed, "5% copies at": when["memorized"],
                 "LID halved at": when["lid_train"], "gap half open at": when["gap"],
                 "memorized": last["memorized"], "LID train": last["lid_train"],
                 "LID held out": last["lid_held_out"], "gap": last["gap"][0],
@@ -155,7 +165,7 @@ def main(
         source: what `data.load` reads: digits of 28 x 28 or 8 x 8 pixels.
         nums: training sets, in place of the preset's.
         seeds: how many, in place of the preset's.
-        steps: of each training, in place of the preset's.
+        steps: of the training on the largest set, in place of the preset's.
         out: a folder for the figure, the JSON file and what is finished.
     """
     about, sizes = header(), SIZES[preset]
@@ -165,7 +175,9 @@ def main(
     rows: list[dict[str, Any]] = []
     for seed in range(sizes.seeds):
         for num in sizes.nums:
-            path = out / f"{Path(source).name}_{sizes.steps}_{sizes.width}_{num}_{seed}.json"
+            path = (
+                out / f"{Path(source).name}_{sizes.steps_for(num)}_{sizes.width}_{num}_{seed}.json"
+            )
             if not path.exists():
                 write_json(path, {"rows": run(source, num, seed, sizes)})
             rows += json.loads(path.read_text())["rows"]
@@ -178,7 +190,7 @@ def main(
     if preset != "smoke":
         for seed in range(sizes.seeds):
             own = [row for row in found if row["seed"] == seed]
-            times = [row["half memorized at"] or np.inf for row in own]
+            times = [row["5% copies at"] or np.inf for row in own]
             if times != sorted(times) or times[0] == np.inf:
                 failures.append(f"seed {seed}: the onset does not come later with more points")
     return finish(out / "onset.json", about, {"rows": rows, "summary": found}, failures)
