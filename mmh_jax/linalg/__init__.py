@@ -17,10 +17,25 @@ positive semi-definite, with about d eigenvalues near 1 and the others near 0.  
 `positive_exact` projects: it sums the positive eigenvalues of the symmetrised Jacobian.  On an
 exact denoiser that changes nothing; on a trained one, what it removes is network error.  With
 `above_noise=True` it leaves out, too, what is no larger than the most negative eigenvalue.
+
+`exact_diagonal` and `rademacher_diagonal` are strategies of the same form for a diagonal, an array
+like a point; `products_of` tells what a strategy costs.
 """
 
-from mmh_jax.linalg.hutchinson import exact, hutchpp, rademacher
-from mmh_jax.linalg.operator import Trace, jacobian, jacobian_spectrum
+from mmh_jax.linalg.hutchinson import (
+    exact,
+    exact_diagonal,
+    hutchpp,
+    rademacher,
+    rademacher_diagonal,
+)
+from mmh_jax.linalg.operator import (
+    Diagonal,
+    Trace,
+    jacobian,
+    jacobian_spectrum,
+    products_of,
+)
 from mmh_jax.linalg.spectral import (
     function_lanczos,
     positive_exact,
@@ -30,15 +45,19 @@ from mmh_jax.linalg.spectral import (
 from mmh_jax.linalg.xtrace import xtrace
 
 __all__ = [
+    "Diagonal",
     "Trace",
     "exact",
+    "exact_diagonal",
     "function_lanczos",
     "hutchpp",
     "jacobian",
     "jacobian_spectrum",
     "positive_exact",
     "positive_lanczos",
+    "products_of",
     "rademacher",
+    "rademacher_diagonal",
     "symmetrised",
     "xtrace",
 ]

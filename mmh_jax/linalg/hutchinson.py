@@ -1,4 +1,4 @@
-"""The exact trace, column by column, and traces from random probes."""
+"""The exact trace, column by column, traces from random probes, and diagonals in both ways."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmh_jax.linalg.operator import (
+    Diagonal,
     Trace,
     check_positive,
     in_chunks,
@@ -16,7 +17,7 @@ from mmh_jax.linalg.operator import (
 )
 from mmh_jax.typing import Array, Estimate, Key, Matvec, check_key
 
-__all__ = ["exact", "hutchpp", "rademacher"]
+__all__ = ["exact", "exact_diagonal", "hutchpp", "rademacher", "rademacher_diagonal"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,10 @@ class _Exact:
 
         value = in_chunks(diagonal, jnp.arange(like.size), self.chunk_size).sum()
         return Estimate(value, jnp.zeros_like(value))
+
+    def products(self, size: int) -> int:
+        """Products with an operator on `size` coordinates."""
+        return size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,10 @@ class _Rademacher:
             return jnp.sum(probe * matvec(probe))
 
         return mean_and_stderr(in_chunks(quadratic_form, keys, self.chunk_size))
+
+    def products(self, size: int) -> int:
+        """Products with an operator on `size` coordinates."""
+        return self.num_probes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +82,48 @@ class _HutchPP:
         inside = jnp.sum(basis * images[:rank])
         outside = mean_and_stderr(jnp.sum(probes * images[rank:], axis=1))
         return Estimate(inside + outside.value, outside.stderr)
+
+    def products(self, size: int) -> int:
+        """Products with an operator on `size` coordinates."""
+        return min(self.num_products, size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ExactDiagonal:
+    chunk_size: int
+
+    def __call__(self, matvec: Matvec, like: Array, *, key: Key | None = None) -> Estimate:
+        def entry(index: Array) -> Array:
+            return product_with_unit(matvec, like, index)[index]
+
+        value = in_chunks(entry, jnp.arange(like.size), self.chunk_size).reshape(like.shape)
+        return Estimate(value, jnp.zeros_like(value))
+
+    def products(self, size: int) -> int:
+        """Products with an operator on `size` coordinates."""
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
+class _RademacherDiagonal:
+    num_probes: int
+    chunk_size: int
+
+    def __call__(self, matvec: Matvec, like: Array, *, key: Key | None = None) -> Estimate:
+        caller = f"rademacher_diagonal({self.num_probes})"
+        keys = jax.random.split(check_key(caller, key), self.num_probes)
+
+        def entries(probe_key: Key) -> Array:
+            probe = jax.random.rademacher(probe_key, like.shape, like.dtype)
+            return (probe * matvec(probe)).reshape(-1)
+
+        samples = in_chunks(entries, keys, self.chunk_size)
+        value, stderr = jax.vmap(mean_and_stderr, in_axes=1)(samples)
+        return Estimate(value.reshape(like.shape), stderr.reshape(like.shape))
+
+    def products(self, size: int) -> int:
+        """Products with an operator on `size` coordinates."""
+        return self.num_probes
 
 
 def exact(chunk_size: int = 32) -> Trace:
@@ -136,3 +187,34 @@ def hutchpp(num_products: int, chunk_size: int = 32) -> Trace:
     check_positive("hutchpp", "num_products", num_products, least=6)
     check_positive("hutchpp", "chunk_size", chunk_size)
     return _HutchPP(num_products, chunk_size)
+
+
+def exact_diagonal(chunk_size: int = 32) -> Diagonal:
+    """The exact diagonal, of the shape of `like`: D products, as for the exact trace.
+
+    >>> exact_diagonal()(lambda v: jnp.arange(3.0) * v, jnp.zeros(3)).value
+    Array([0., 1., 2.], dtype=float32)
+    """
+    check_positive("exact_diagonal", "chunk_size", chunk_size)
+    return _ExactDiagonal(chunk_size)
+
+
+def rademacher_diagonal(num_probes: int, chunk_size: int = 16) -> Diagonal:
+    """A diagonal from random signs: the mean of v * (J v) (Bekas, Kokiopoulou & Saad 2007).
+
+    Unbiased, entry by entry.  The variance of entry i is sum_{j != i} J_ij^2 / K: no error for a
+    diagonal operator, and far more for one entry than for the trace, relative to its value.
+
+    Cost: K products; K D numbers of memory, for the standard errors.
+
+    Args:
+        num_probes: K.
+        chunk_size: probes pushed through the network at once.
+
+    >>> estimate = rademacher_diagonal(2)(lambda v: 3 * v, jnp.zeros(2), key=jax.random.key(0))
+    >>> estimate.value, estimate.stderr
+    (Array([3., 3.], dtype=float32), Array([0., 0.], dtype=float32))
+    """
+    check_positive("rademacher_diagonal", "num_probes", num_probes)
+    check_positive("rademacher_diagonal", "chunk_size", chunk_size)
+    return _RademacherDiagonal(num_probes, chunk_size)

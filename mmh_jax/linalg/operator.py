@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from scipy import special
 
 from mmh_jax.typing import Array, Estimate, Key, Matvec
 
-__all__ = ["Trace", "jacobian", "jacobian_spectrum"]
+__all__ = ["Diagonal", "Trace", "jacobian", "jacobian_spectrum", "products_of"]
 
 
 class Trace(Protocol):
@@ -20,6 +20,28 @@ class Trace(Protocol):
     def __call__(self, matvec: Matvec, like: Array, *, key: Key | None = None) -> Estimate:
         """The trace of `matvec`, a linear map on arrays of the shape of `like`."""
         ...
+
+
+class Diagonal(Protocol):
+    """A way to take the diagonal of a linear operator, as an array of the shape of `like`."""
+
+    def __call__(self, matvec: Matvec, like: Array, *, key: Key | None = None) -> Estimate:
+        """The diagonal of `matvec`, a linear map on arrays of the shape of `like`."""
+        ...
+
+
+def products_of(strategy: Any, size: int) -> float:
+    """Products that a strategy takes with an operator on `size` coordinates; NaN if unknown.
+
+    A product with the transpose counts as one, too.  A strategy of a user's own says it by a method
+    `products(size)`.
+
+    >>> from mmh_jax import linalg
+    >>> products_of(linalg.exact(), 10), products_of(linalg.positive_lanczos(4, order=8), 100)
+    (10, 64)
+    """
+    known = getattr(strategy, "products", None)
+    return float("nan") if known is None else known(size)
 
 
 def check_positive(caller: str, name: str, value: int, least: int = 1) -> None:

@@ -116,6 +116,10 @@ class _PositiveExact:
         value = _sum_kept((matrix + matrix.T) / 2, self.above_noise)
         return Estimate(value, jnp.zeros_like(value))
 
+    def products(self, size: int) -> int:
+        """Products with an operator on `size` coordinates."""
+        return size
+
 
 @dataclasses.dataclass(frozen=True)
 class _FunctionLanczos:
@@ -147,6 +151,10 @@ class _FunctionLanczos:
         )
         samples = like.size * jnp.sum(weights * values, axis=-1)
         return mean_and_stderr(samples)
+
+    def products(self, size: int) -> int:
+        """Products with an operator on `size` coordinates, and with its transpose."""
+        return 2 * self.num_probes * min(self.order, size)
 
 
 # Not matfree's Lanczos: the Jacobian of an exact denoiser has few different eigenvalues, so that

@@ -36,6 +36,10 @@ class _XTrace:
         images = in_chunks(product, basis.T, self.chunk_size)
         return _exchangeable_trace(probes.T, sketch.T, basis, factor, images.T)
 
+    def products(self, size: int) -> int:
+        """Products with an operator on `size` coordinates."""
+        return min(2 * (self.num_products // 2), size)
+
 
 # XTrace.  Deflating with all probes but the i-th means projecting on the columns of
 # basis (1 - s_i s_i^T), where the unit vector s_i is such that basis s_i is orthogonal to every
