@@ -11,7 +11,7 @@ Both samplers end with one application of the denoiser, which removes the last n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,7 +22,7 @@ from mmh_jax.typing import Array, ArrayLike, Denoiser, Key
 if TYPE_CHECKING:
     import diffrax
 
-__all__ = ["heun", "karras_levels", "probability_flow", "sample"]
+__all__ = ["Path", "heun", "heun_path", "karras_levels", "probability_flow", "sample"]
 
 
 def karras_levels(
@@ -42,6 +42,17 @@ def karras_levels(
     return jnp.linspace(ends[0], ends[1], num_levels) ** rho
 
 
+def _heun_step(
+    denoiser: Denoiser, x: Array, sigma: Array, sigma_next: Array
+) -> tuple[Array, Array]:
+    """The point at the next level, and what the denoiser made of it at this one."""
+    denoised = denoiser(x, sigma)
+    slope = (x - denoised) / sigma
+    euler = x + (sigma_next - sigma) * slope
+    slope_next = (euler - denoiser(euler, sigma_next)) / sigma_next
+    return x + (sigma_next - sigma) * (slope + slope_next) / 2, denoised
+
+
 def heun(denoiser: Denoiser, x: Array, sigmas: Array) -> Array:
     """The fixed-step second-order sampler of Karras et al. (2022, algorithm 1).
 
@@ -55,14 +66,52 @@ def heun(denoiser: Denoiser, x: Array, sigmas: Array) -> Array:
     """
 
     def step(x: Array, levels: tuple[Array, Array]) -> tuple[Array, None]:
-        sigma, sigma_next = levels
-        slope = (x - denoiser(x, sigma)) / sigma
-        euler = x + (sigma_next - sigma) * slope
-        slope_next = (euler - denoiser(euler, sigma_next)) / sigma_next
-        return x + (sigma_next - sigma) * (slope + slope_next) / 2, None
+        return _heun_step(denoiser, x, *levels)[0], None
 
     x, _ = jax.lax.scan(step, x, (sigmas[:-1], sigmas[1:]))
     return denoiser(x, sigmas[-1])
+
+
+class Path(NamedTuple):
+    """One run of a sampler, from its start to its end.
+
+    Attributes:
+        sigmas: (S,) the noise levels.
+        states: (S, *shape) the point at each of them.
+        denoised: (S, *shape) the denoiser's answer there; the last is the sample.
+    """
+
+    sigmas: Any
+    states: Any
+    denoised: Any
+
+
+def heun_path(denoiser: Denoiser, x: Array, sigmas: Array) -> Path:
+    """`heun` with all that it passes through; upwards, too, to encode a point.
+
+    Args:
+        denoiser: the model.
+        x: one point at the noise level `sigmas[0]`.
+        sigmas: (S,) noise levels, decreasing to sample, increasing to add noise along the flow.
+
+    Cost: 2 S - 1 evaluations, as `heun`; 2 S points of memory.
+
+    >>> path = heun_path(lambda x, sigma: 0 * x, jnp.array([4.0]), jnp.array([4.0, 2.0, 1.0]))
+    >>> path.states[:, 0], path.denoised.shape
+    (Array([4., 2., 1.], dtype=float32), (3, 1))
+    """
+
+    def step(x: Array, levels: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        x_next, denoised = _heun_step(denoiser, x, *levels)
+        return x_next, (x, denoised)
+
+    end, (states, denoised) = jax.lax.scan(step, x, (sigmas[:-1], sigmas[1:]))
+    last = denoiser(end, sigmas[-1])
+    return Path(
+        sigmas,
+        jnp.concatenate([states, end[None]]),
+        jnp.concatenate([denoised, last[None]]),
+    )
 
 
 def probability_flow(
