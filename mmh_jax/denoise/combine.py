@@ -10,7 +10,44 @@ from flax import struct
 
 from mmh_jax.typing import Array, ArrayLike
 
-__all__ = ["Affine", "Guided", "is_guided", "outside_training", "trained_range"]
+__all__ = ["Affine", "Guided", "features", "is_guided", "outside_training", "trained_range"]
+
+
+def features(denoiser: Any, x: Array, sigma: ArrayLike) -> tuple[Array, Any]:
+    """A denoiser's answer at one point, and what its network computed inside.
+
+    For a network that shows its features (`nn.UNet`, `nn.DiT`), whatever schedule, preconditioning
+    and units it is wrapped in.  The first of the two is `denoiser(x, sigma)`.
+
+    Args:
+        denoiser: a network as a denoiser, or any object with a method `features(x, sigma)`.
+        x: one point, in data units.
+        sigma: its noise level.
+
+    Returns:
+        `(denoised, inside)`, `inside` as of `nn.features`.
+
+    Cost: 1 evaluation for both.
+
+    Raises:
+        TypeError: if the denoiser, or the network inside, has no features to show.  A guided one
+            has two networks: ask one of them.
+
+    >>> from flax import nnx
+    >>> from mmh_jax import denoise, nn, noise
+    >>> network = nn.UNet((8, 8), width=8, multipliers=(1, 2), rngs=nnx.Rngs(0))
+    >>> denoised, inside = features(denoise.from_nnx(network, noise.VP()), jnp.ones((8, 8)), 0.1)
+    >>> denoised.shape, inside.bottleneck.shape
+    ((8, 8), (4, 4, 16))
+    """
+    read = getattr(denoiser, "features", None)
+    if read is None:
+        cure = "; ask its `conditional` or `unconditional`" if is_guided(denoiser) else ""
+        raise TypeError(
+            f"`features(denoiser=...)` is a {type(denoiser).__name__}, which shows no features"
+            f"{cure}. A `NetworkDenoiser` of a `nn.UNet` or `nn.DiT` does."
+        )
+    return read(x, sigma)
 
 
 def is_guided(denoiser: Any) -> bool:
@@ -85,6 +122,17 @@ class Affine:
 
     def __call__(self, x: Array, sigma: ArrayLike) -> Array:
         """The inner denoiser's answer, in data units."""
+        shift, scale, inputs = self._units(x, sigma)
+        return shift + scale * self.inner(*inputs)
+
+    def features(self, x: Array, sigma: ArrayLike) -> tuple[Array, Any]:
+        """The same, and what the inner denoiser's network computed; see `denoise.features`."""
+        shift, scale, inputs = self._units(x, sigma)
+        denoised, inside = features(self.inner, *inputs)
+        return shift + scale * denoised, inside
+
+    def _units(self, x: Array, sigma: ArrayLike) -> tuple[Array, Array, tuple[Array, Array]]:
+        """Shift and scale, and x and sigma in the units of y."""
         if jnp.ndim(self.scale) != 0:
             raise ValueError(
                 f"`Affine(scale=...)` has shape {jnp.shape(self.scale)}; one number scales all "
@@ -92,7 +140,7 @@ class Affine:
             )
         dtype = jnp.result_type(x, float)
         shift, scale = jnp.asarray(self.shift, dtype), jnp.asarray(self.scale, dtype)
-        return shift + scale * self.inner((x - shift) / scale, jnp.asarray(sigma, dtype) / scale)
+        return shift, scale, ((x - shift) / scale, jnp.asarray(sigma, dtype) / scale)
 
     def condition(self, cond: Any) -> Affine:
         """Bind the condition in the inner denoiser."""

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from mmh_jax import nn
 from mmh_jax.noise import EDM, Schedule
 from mmh_jax.typing import Array, ArrayLike
 
@@ -111,14 +112,38 @@ class NetworkDenoiser:
 
     def __call__(self, x: Array, sigma: ArrayLike) -> Array:
         """The network's E[x0 | x0 + sigma * eps = x], of the shape of `x`."""
+        x_t, t, *cond = self._inputs(x, sigma)
+        return self.prediction(self.apply(self.params, x_t, t, *cond), x_t, t, self.schedule)
+
+    def features(self, x: Array, sigma: ArrayLike) -> tuple[Array, Any]:
+        """The answer, and what the network computed inside; see `denoise.features`."""
+        x_t, t, *cond = self._inputs(x, sigma)
+        output, inside = _features(self.apply, self.params, x_t, t, *cond)
+        return self.prediction(output, x_t, t, self.schedule), inside
+
+    def _inputs(self, x: Array, sigma: ArrayLike) -> tuple[Any, ...]:
+        """What the network is called with."""
         t = self.schedule.time(jnp.asarray(sigma, jnp.result_type(x, float)))
-        x_t = self.schedule.alpha(t) * x
-        inputs = (x_t, t) if self.cond is None else (x_t, t, self.cond)
-        return self.prediction(self.apply(self.params, *inputs), x_t, t, self.schedule)
+        inputs = (self.schedule.alpha(t) * x, t)
+        return inputs if self.cond is None else (*inputs, self.cond)
 
     def condition(self, cond: Any) -> NetworkDenoiser:
         """The same model given `cond` (any pytree; None removes the condition)."""
         return dataclasses.replace(self, cond=cond)
+
+
+def _features(apply: Any, params: Any, *inputs: Any) -> tuple[Array, Any]:
+    """The answer of an `apply` and its features, if it is of a network that shows them."""
+    own = getattr(apply, "features", None)
+    if own is not None:
+        return own(params, *inputs)
+    if isinstance(apply, nn.Apply):
+        return nn.features(apply, params, *inputs)
+    raise TypeError(
+        f"`features(denoiser=...)` is of a network whose `apply` is a {type(apply).__name__}, "
+        "which shows no features; wrap a `nn.UNet` or `nn.DiT` with `from_nnx`, or give `apply` a "
+        "method `features(params, x_t, t[, cond])` that returns the answer and `nn.Features`."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +152,19 @@ class _Precondition:
     sigma_data: float
 
     def __call__(self, params: Any, x: Array, sigma: Array, *cond: Any) -> Array:
+        return self._output(self.apply(params, *self._inputs(x, sigma), *cond), x, sigma)
+
+    def features(self, params: Any, x: Array, sigma: Array, *cond: Any) -> tuple[Array, Any]:
+        output, inside = _features(self.apply, params, *self._inputs(x, sigma), *cond)
+        return self._output(output, x, sigma), inside
+
+    def _inputs(self, x: Array, sigma: Array) -> tuple[Array, Array]:
+        return x / jnp.sqrt(sigma**2 + self.sigma_data**2), jnp.log(sigma) / 4
+
+    def _output(self, output: Array, x: Array, sigma: Array) -> Array:
         total = jnp.sqrt(sigma**2 + self.sigma_data**2)
         c_skip = (self.sigma_data / total) ** 2
         c_out = sigma * self.sigma_data / total
-        output = self.apply(params, x / total, jnp.log(sigma) / 4, *cond)
         return c_skip * x + c_out * output
 
 
