@@ -96,6 +96,7 @@ OTHERS = (
     "cfg_norm_along",
     "cfg_norm_encoded",
     "sharpness",
+    "anisotropy",
     "squared_difference",
 )
 
@@ -137,39 +138,33 @@ SPECTRAL = [
 ]
 
 
-def test_spectral_scores_are_of_one_spectrum():
-    subject = subject_of(0.9)
-    found = mem.scores([*SPECTRAL, "residual"], subject, SETTINGS, key=KEY)
-    spectra = jax.vmap(lambda x: lid.jacobian_spectrum(subject.denoiser, x, SIGMA))(subject.points)
-    for name in SPECTRAL[:4]:
-        np.testing.assert_allclose(found.value[name], -getattr(spectra, name), rtol=1e-5)
-    np.testing.assert_allclose(
-        found.value["projected_trace"], -np.maximum(spectra.eigenvalues, 0).sum(1), rtol=1e-5
-    )
-    np.testing.assert_array_equal(
-        found.value["eigenvalue_count"], -lid.rank_by_threshold(spectra.eigenvalues)
-    )
-    np.testing.assert_allclose(found.value["residual"], -np.sqrt(spectra.residual), rtol=1e-4)
-    assert found.total == 1 + AMBIENT + 1
-    assert set(found.evaluations.values()) == {1 + AMBIENT, 1}
-    assert not any(error.any() for error in found.stderr.values())
-
-
 def test_every_score_is_the_function_at_the_point():
-    """At one point, with the pair in its order, against the functions themselves."""
+    """With the pair in its order; what reads the spectrum costs one spectrum."""
     subject = subject_of(0.9)
-    names = ["cfg_norm_encoded", "squared_difference", "flipd", "flipd_unconditional"]
-    found = mem.scores([*names, "flipd_difference"], subject, SETTINGS, key=KEY)
-    x, pair = subject.points[5], (subject.denoiser, subject.unconditional)
-    expected = {
-        "cfg_norm_encoded": mem.encoded_cfg_norm(*pair, x, SETTINGS.encode_levels),
-        "squared_difference": mem.cfg_norm(*pair, x, SIGMA) ** 2,
-        "flipd": -lid.flipd(pair[0], x, SIGMA).value,
-        "flipd_unconditional": -lid.flipd(pair[1], x, SIGMA).value,
-        "flipd_difference": lid.flipd(pair[1], x, SIGMA).value - lid.flipd(pair[0], x, SIGMA).value,
-    }
+    names = [*SPECTRAL, "cfg_norm_encoded", "squared_difference", "flipd_difference", "residual"]
+    found = mem.scores(names, subject, SETTINGS, key=KEY)
+    model, null = subject.denoiser, subject.unconditional
+
+    @jax.jit
+    @jax.vmap
+    def alone(x):
+        spectrum = lid.jacobian_spectrum(model, x, SIGMA)
+        return spectrum, {
+            "projected_trace": -jnp.maximum(spectrum.eigenvalues, 0).sum(),
+            "eigenvalue_count": -lid.rank_by_threshold(spectrum.eigenvalues),
+            "residual": -jnp.sqrt(spectrum.residual),
+            "cfg_norm_encoded": mem.encoded_cfg_norm(model, null, x, SETTINGS.encode_levels),
+            "squared_difference": mem.cfg_norm(model, null, x, SIGMA) ** 2,
+            "flipd_difference": lid.flipd(null, x, SIGMA).value - lid.flipd(model, x, SIGMA).value,
+        }
+
+    spectra, expected = alone(subject.points)
+    expected |= {name: -getattr(spectra, name) for name in SPECTRAL[:4]}
     for name, value in expected.items():
-        np.testing.assert_allclose(found.value[name][5], value, rtol=1e-4)
+        np.testing.assert_allclose(found.value[name], value, rtol=2e-4, atol=1e-5)
+    assert found.total == (1 + AMBIENT) + (2 * 12 + 1) + 2 + 2 * (1 + AMBIENT) + 1
+    assert {found.evaluations[name] for name in SPECTRAL} == {1 + AMBIENT}
+    assert not any(error.any() for error in found.stderr.values())
 
 
 def test_what_else_is_asked_for_changes_no_number():
@@ -185,6 +180,7 @@ def test_what_else_is_asked_for_changes_no_number():
     assert among.total == 12
 
 
+@pytest.mark.slow
 def test_probes_in_common_cancel():
     """Two models that differ by little: the difference has far less noise than either."""
     subject = mem.Subject(samples_of(0.9), Memory(0.9), unconditional=Memory(0.9001))
@@ -193,6 +189,7 @@ def test_probes_in_common_cancel():
     assert found.value["flipd_difference"].std() < 0.05 * found.stderr["flipd"].mean()
 
 
+@pytest.mark.slow
 def test_stochastic_scores_carry_their_standard_errors():
     subject, exact = subject_of(0.9), mem.scores(["flipd"], subject_of(0.9), SETTINGS, key=KEY)
     settings = SETTINGS.replace(trace=linalg.rademacher(16), num_samples=256)
@@ -229,17 +226,16 @@ def test_evaluations_are_counted():
     def counting(x, sigma):
         return x / (1 + sigma**2) + jax.pure_callback(count, x, x, vmap_method="sequential")
 
-    names = ["cfg_norm", "cfg_norm_along", "cfg_norm_encoded", "cfg_norm_first", "anisotropy"]
-    names += ["denoising_loss", "residual", "score_norm", "normal_bundle"]
+    names = ["cfg_norm_along", "cfg_norm_encoded", "anisotropy", "denoising_loss", "normal_bundle"]
     settings = SETTINGS.replace(num_samples=3, bundle_samples=5)
     points = RNG.normal(size=(2, 4)).astype(np.float32)
     subject = mem.Subject(points, counting, unconditional=counting)
     for name in names:
         calls.clear()
         found = mem.scores([name], subject, settings, key=KEY)
-        # XLA may drop an answer that nobody reads, never add one.
-        assert len(calls) <= 2 * found.total, (name, len(calls))
-        assert len(calls) > 2 * (found.total - 2), (name, len(calls))
+        # A loop's last chunk is padded by repetition, and a path's last answer may be dropped.
+        padding = 2 if name == "normal_bundle" else 0
+        assert 2 * (found.total - 1) <= len(calls) <= 2 * found.total + padding, name
 
 
 def test_costs_grow_with_the_space():
@@ -278,7 +274,7 @@ def test_copies_of_the_data_score_higher_than_new_points():
     for name in ("nearest_distance", "residual", "flipd"):
         assert found.value[name][:5].min() > found.value[name][5:].max(), name
     # Where the noise has room for one training point only, nothing is left to choose.
-    wide = mem.scores(["danger_zone"], subject, mem.Settings(3.0), key=KEY)
+    wide = mem.scores(names, subject, mem.Settings(3.0), key=KEY)
     assert np.all(found.value["danger_zone"] > wide.value["danger_zone"])
 
 
@@ -302,9 +298,15 @@ def test_simple_images_score_higher_by_their_variance():
 
 def test_a_run_that_jumps_is_not_stable():
     """Normal runs of the population; the memorized model goes to one point, in other steps."""
+    population, far = (denoise.Affine(Memory(k), 0.0, scale) for k, scale in ((0, 1.0), (1, 5.0)))
     starts = LEVELS[0] * jax.random.normal(jax.random.key(5), (64, AMBIENT))
-    runs = jax.vmap(lambda x: sample.heun_path(Memory(0.0), x, LEVELS).states)(starts)
-    reference = mem.step_reference(jax.vmap(mem.step_sizes)(runs))
+
+    @jax.jit
+    @jax.vmap
+    def sizes(x):
+        return mem.step_sizes(sample.heun_path(population, x, LEVELS).states)
+
+    reference = mem.step_reference(sizes(starts))
     normal, other = (
         mem.scores(
             ["step_stability"],
@@ -312,7 +314,7 @@ def test_a_run_that_jumps_is_not_stable():
             SETTINGS,
             key=KEY,
         ).value["step_stability"]
-        for denoiser in (Memory(0.0), Empirical((5 * TRAINED[:1] @ BASIS.T).astype(np.float32)))
+        for denoiser in (population, far)
     )
     assert np.median(other) > np.quantile(normal, 0.9)
 

@@ -160,8 +160,9 @@ def anisotropy(
     noise, low = check_point("anisotropy", conditional, noise, low)
     high = check_level("anisotropy", high, noise.dtype)
     start = jnp.asarray(spread, noise.dtype) * noise
-    change = noise_difference(conditional, unconditional, start, low)
-    null = (unconditional(start, low) - start) / low
+    without = unconditional(start, low)
+    change = noise_difference(conditional, lambda x, sigma: without, start, low)
+    null = (without - start) / low
     product = norm(change) * norm(null)
     cosine = jnp.sum(change * null) / jnp.where(product == 0, 1, product)
     return cosine + norm(noise_difference(conditional, unconditional, high * noise, high))
