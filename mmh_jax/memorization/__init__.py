@@ -1,6 +1,46 @@
 """Memorization: from two local dimensions to a verdict, and labels by sampling."""
 
-from mmh_jax.memorization.labels import Copies, copies
+from mmh_jax.memorization.complexity import (
+    complexity_residual,
+    conformal_p,
+    lid_per_bit,
+    png_bytes,
+    total_variation,
+    zlib_bytes,
+)
+from mmh_jax.memorization.extraction import Extraction, extraction, rate_interval
+from mmh_jax.memorization.labels import Copies, calibrated_copies, copies, feature_copies
+from mmh_jax.memorization.metrics import (
+    Comparison,
+    Detection,
+    Interval,
+    compare,
+    detection,
+    over_seeds,
+)
 from mmh_jax.memorization.verdict import Label, Verdict, verdict
 
-__all__ = ["Copies", "Label", "Verdict", "copies", "verdict"]
+__all__ = [
+    "Comparison",
+    "Copies",
+    "Detection",
+    "Extraction",
+    "Interval",
+    "Label",
+    "Verdict",
+    "calibrated_copies",
+    "compare",
+    "complexity_residual",
+    "conformal_p",
+    "copies",
+    "detection",
+    "extraction",
+    "feature_copies",
+    "lid_per_bit",
+    "over_seeds",
+    "png_bytes",
+    "rate_interval",
+    "total_variation",
+    "verdict",
+    "zlib_bytes",
+]
