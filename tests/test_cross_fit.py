@@ -145,6 +145,23 @@ def test_duplicates_in_both_halves_are_refused(toy):
         check_halves(near, Halves(np.arange(50), np.arange(50, 100)), groups=groups)
 
 
+def test_what_repeats_is_an_atom_whatever_the_twin_says(toy):
+    """The twin that never saw the atom does not know of it."""
+    halves = disjoint_halves(toy, key=KEY)
+    has_atom = np.isin(NUM, halves.first)
+    circle = analytic.Mixture((analytic.von_mises(0.0, 2.0),) * 2, jnp.ones(2))
+    twins = (POPULATION, circle) if has_atom else (circle, POPULATION)
+    rows = np.array([0, NUM])
+    found = cross_fit(*twins, toy, halves, toy_curve, rows=rows)
+    labels = [Label.NOT_MEMORIZED, Label.DD_MEM]
+    np.testing.assert_array_equal(found.verdict.label, labels)
+    assert found.lid_star.value[1] == found.lid_star.stderr[1] == 0
+    assert not found.off_manifold.any()
+    alone = cross_fit(*twins, toy, halves, toy_curve, rows=rows, atoms=np.zeros(len(toy), bool))
+    np.testing.assert_array_equal(alone.verdict.label, [Label.NOT_MEMORIZED, Label.UNDECIDED])
+    np.testing.assert_array_equal(alone.off_manifold, [False, True])
+
+
 @pytest.mark.parametrize("tolerance", [0.0, 0.01])
 @pytest.mark.parametrize("source", SOURCES)
 def test_duplicates_have_no_dimension_and_change_no_other(source, tolerance):
@@ -319,6 +336,7 @@ def test_keys_are_the_same_for_both():
         ({"halves": Halves(np.arange(5), np.arange(5, 11))}, ValueError, "row numbers"),
         ({"rows": np.array([0.5])}, ValueError, "row numbers"),
         ({"groups": np.zeros(3, int)}, ValueError, "one number for each"),
+        ({"atoms": np.zeros(10)}, ValueError, "true or false"),
         ({"lid": lambda d, x: x[0]}, TypeError, "value and standard error"),
         ({"lid": lambda d, x: (x, x)}, ValueError, "one number"),
         ({"held_out": np.zeros((3, 2))}, ValueError, "must be like those"),
@@ -410,3 +428,27 @@ def test_twins_are_trained_on_the_halves_and_found_again(tmp_path):
     np.testing.assert_array_equal(again.halves.first, twins.halves.first)
     np.testing.assert_array_equal(again.first(x, 0.5), twins.first(x, 0.5))
     assert not calls
+
+
+@pytest.mark.slow
+def test_trained_twins(tmp_path):
+    """A plane of two dimensions with a repeated point, and points that the model can memorize."""
+    rng = np.random.default_rng(0)
+    frame = np.linalg.qr(rng.normal(size=(6, 2)))[0]
+    points = (rng.normal(size=(1000, 2)) @ frame.T).astype(np.float32)
+    held_out = (rng.normal(size=(200, 2)) @ frame.T).astype(np.float32)
+    points[900:] = points[900]
+    sigmas = jnp.geomspace(0.02, 0.3, 8)
+    quick = train.Recipe(width=128, depth=3, num_steps=3000, batch_size=256, sigma_min=0.01)
+    twins = train.train_twins(points, quick, tmp_path, seed=0)
+    found = cross_fit(
+        twins.first, twins.second, points, twins.halves,
+        lambda denoiser, x: lid.spectral_curve(denoiser, x, sigmas),
+        rows=np.append(np.arange(100), 900), held_out=held_out,
+    )  # fmt: skip
+    star = found.lid_star.value[:100]
+    assert np.isfinite(star).mean() > 0.7
+    assert np.nanmedian(star) == pytest.approx(2, abs=0.2)
+    labels = np.asarray(found.verdict.label)
+    assert share(labels[:100][np.isfinite(star)], Label.NOT_MEMORIZED) > 0.85
+    assert labels[100] == Label.DD_MEM

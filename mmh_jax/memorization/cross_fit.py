@@ -13,7 +13,9 @@ learned otherwise than the other for reasons that have nothing to do with x does
 measured at points that neither saw.
 
 What repeats must lie in one half.  If equal points were in both, each twin would have seen x, and
-what the model memorized would look like a property of the data.
+what the model memorized would look like a property of the data.  But then the twin that never saw x
+does not know that it repeats, either, and takes the law around it for LID_*.  That a repeated point
+is an atom, of dimension 0, is known from the data alone, and is put in.
 
 LID_theta is that of a model trained on half of the data, which memorizes sooner than one trained on
 all; a model trained on all takes its place if it is given.
@@ -51,8 +53,8 @@ class CrossFit(NamedTuple):
         verdict: (M,) labels and z.
         curve_theta, curve_star: fields (M, S), as the LID function gave them; None if it gives
             numbers.
-        off_manifold: (M,) whether the point is on the manifold of the twin that never saw it at no
-            noise level; its LID_* is then NaN.
+        off_manifold: (M,) whether the point, no atom, is on the manifold of the twin that never saw
+            it at no noise level; its LID_* is then NaN.
         disagreement: standard deviation of the twins' difference where neither saw the point,
             beyond their standard errors; in dimensions, and in both standard errors above.  0 if
             there are no held-out points.
@@ -84,6 +86,7 @@ def cross_fit(
     model: Denoiser | None = None,
     held_out: ArrayLike | None = None,
     groups: ArrayLike | None = None,
+    atoms: ArrayLike | None = None,
     max_residual: Callable[[Any], Any] | None = residual_bound,
     small: float = 0.5,
     z_critical: float = 1.96,
@@ -107,6 +110,8 @@ def cross_fit(
         held_out: (P, *shape) points that no model saw, P at least 2: what the twins disagree about
             there goes into the standard errors.
         groups: (N,) what was passed to `disjoint_halves`, to be checked.
+        atoms: (N,) whether LID_* is 0 at a point, whatever the twin says; None: at those that are
+            equal to another.  With near-duplicates, `lid.find_duplicates(...).is_duplicate`.
         max_residual: of a point on a manifold, as a function of the dimension; a larger one makes
             what the model says NaN.  None: any residual.  Of what has no `residual`, none is seen.
         small, z_critical: as for `verdict`.
@@ -136,7 +141,7 @@ def cross_fit(
     (array([0., 0.], dtype=float32), array([1., 1.], dtype=float32), [1, 1])
     """
     array = np.asarray(points)
-    saw_first = check_halves(array, halves, groups=groups)
+    saw_first, is_atom = check_halves(array, halves, groups=groups), _atoms(array, atoms)
     rows = check_rows("cross_fit", rows, len(array))
     mapped = over_points(lid, (None, 0), chunk_size=chunk_size, progress=progress)
 
@@ -159,8 +164,10 @@ def cross_fit(
             )
         spread = _disagreement(read(first, apart).estimate, read(second, apart).estimate)
     lid_theta, lid_star = (_widened(side.estimate, spread) for side in (theta, star))
+    lid_star = Estimate(*(np.where(is_atom[rows], 0, field) for field in lid_star))
     judged = verdict(lid_theta, lid_star, small=small, z_critical=z_critical)
-    return CrossFit(lid_theta, lid_star, judged, theta.curve, star.curve, star.off_manifold, spread)
+    off = star.off_manifold & ~is_atom[rows]
+    return CrossFit(lid_theta, lid_star, judged, theta.curve, star.curve, off, spread)
 
 
 def check_halves(
@@ -267,6 +274,19 @@ def _disagreement(one: Estimate, other: Estimate) -> float:
         )
     explained = one.stderr[known] ** 2 + other.stderr[known] ** 2
     return float(np.sqrt(max(np.mean(difference[known] ** 2 - explained), 0.0)))
+
+
+def _atoms(points: np.ndarray, atoms: ArrayLike | None) -> np.ndarray:
+    if atoms is None:
+        equal = deduplicated(points)
+        return equal.counts[equal.cluster] > 1
+    array = np.asarray(atoms)
+    if array.shape != (len(points),) or array.dtype != bool:
+        raise ValueError(
+            f"`cross_fit(atoms=...)` is {array.dtype} of shape {array.shape}; it takes true or "
+            f"false for each of the {len(points)} points."
+        )
+    return array
 
 
 def _widened(estimate: Estimate, spread: float) -> Estimate:
