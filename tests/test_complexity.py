@@ -112,6 +112,20 @@ def test_p_values_are_valid_in_all_and_in_each_bin(tied):
                 assert rate >= level - 1 / 19 - 3.5 * error
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_p_values_are_their_definition(tied):
+    """The point is put among the reference, and all are divided by rank, alike."""
+    rng = np.random.default_rng(0)
+    (known, size), (lid, complexity) = draws(rng, 47, tied=tied), draws(rng, 40, tied=tied)
+    expected = []
+    for value, own in zip(lid, complexity, strict=True):
+        every, values = np.append(size, own), np.append(known, value)
+        rank = np.array([np.sum(every < each) for each in every])
+        inside = 4 * rank // 48 == 4 * rank[-1] // 48
+        expected.append(np.mean(values[inside] <= value))
+    np.testing.assert_allclose(conformal_p(lid, complexity, known, size, num_bins=4), expected)
+
+
 def test_p_values_see_what_is_low_for_its_complexity():
     rng = np.random.default_rng(0)
     known, size = draws(rng, 500, tied=False)
