@@ -7,7 +7,7 @@ length.  Three lengths are in use:
                        nearer to one point than to any other (Yoon et al. 2023; Gu et al. 2023,
                        2310.02664; Bonnaire et al. 2025, 2505.17638);
     alpha mean d_j     over the n = 50 nearest, alpha = 1/2, the calibrated distance of Carlini et
-                       al. 2023 (2301.13188, section 5.1): less sensitive to one other point nearby;
+                       al. 2023 (2301.13188): less sensitive to one other point nearby;
     a constant         in a space of features in which distances mean the same everywhere, such as
                        a cosine of .5 for the copy detector SSCD (Somepalli et al. 2023,
                        2212.03860).
@@ -122,8 +122,9 @@ def calibrated_copies(
 
     Args:
         samples, points, tolerance: as for `copies`.
-        threshold: of the calibrated distance.
-        alpha: of the denominator; 1/2 in the paper.  With it only `threshold * alpha` matters.
+        threshold: of the calibrated distance.  There is no established one; at 1 a copy lies nearer
+            than `alpha` times the mean of its neighbours.
+        alpha: of the denominator, 1/2 in the paper.  Only `threshold * alpha` matters for labels.
         num_neighbors: n, of points that count as different; fewer if there are no more.
 
     Cost: exact nearest neighbours, M N D, and with a tolerance as many more of them as the largest
