@@ -215,6 +215,7 @@ def test_another_model_of_the_same_structure_compiles_nothing():
     assert after.hits == before.hits + 1
 
 
+@pytest.mark.slow
 def test_evaluations_are_counted():
     """By a denoiser that counts its calls, for what takes no derivative."""
     calls = []
@@ -406,3 +407,14 @@ def test_bad_input_is_named(names, subject, settings, message):
 def test_a_key_is_needed():
     with pytest.raises(TypeError, match="needs a key"):
         mem.scores(["flipd"], subject_of(0.5), SETTINGS, key=None)
+
+
+def test_compressed_sizes_are_minus_their_bytes():
+    images = np.random.default_rng(0).uniform(size=(3, 8, 8)).astype(np.float32)
+    images[0] = 0.5
+    subject = mem.Subject(images, lambda x, sigma: x)
+    found = mem.scores(["png_bytes", "zlib_bytes"], subject, SETTINGS, key=KEY)
+    np.testing.assert_array_equal(found.value["png_bytes"], -mem.png_bytes(images))
+    np.testing.assert_array_equal(found.value["zlib_bytes"], -mem.zlib_bytes(images))
+    assert found.value["png_bytes"].argmax() == 0
+    assert found.total == 0

@@ -42,6 +42,7 @@ def closed_form_curve(
     sigmas: ArrayLike,
     *,
     queries: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
     progress: Progress | None = None,
 ) -> Curve:
     """FLIPD of the empirical distribution at every point, each left out of it in its turn.
@@ -56,7 +57,9 @@ def closed_form_curve(
     Args:
         points: (N, *shape), N at least 3.
         sigmas: (S,) noise levels in data units, positive and increasing.
-        queries: (M, *shape), or None for the points themselves.  Nothing is left out for them.
+        queries: (M, *shape), or None for the points themselves.  Nothing is left out for them, but
+        exclude: (M,) whole numbers: the row of the points to leave out for each query, as that of a
+            query which is one of the points; -1 for none.
         progress: called as `progress(done, total)` after each chunk.
 
     Returns:
@@ -65,8 +68,8 @@ def closed_form_curve(
 
     Raises:
         TypeError: if `points` or `queries` are not of a floating dtype.
-        ValueError: for fewer than 3 points, shapes that do not agree, NaN or infinite values, or
-            noise levels that are not positive and increasing.
+        ValueError: for fewer than 3 points, shapes that do not agree, NaN or infinite values, noise
+            levels that are not positive and increasing, or `exclude` without one row for each.
 
     >>> plane = np.random.default_rng(0).normal(size=(2000, 2)) @ np.eye(2, 10)
     >>> curve = closed_form_curve(plane, np.geomspace(0.05, 0.5, 8))
@@ -84,6 +87,8 @@ def closed_form_curve(
     if queries is not None:
         there = _checked("queries", queries)
         own = np.full(len(there), -1, np.int32)
+    if exclude is not None:
+        own = _excluded(exclude, len(there))
     if there.shape[1:] != here.shape[1:]:
         raise ValueError(
             f"`closed_form_curve(queries=...)` holds points of shape {there.shape[1:]}, but "
@@ -98,6 +103,16 @@ def closed_form_curve(
     value, stderr, residual = _mapped(size)(*shared, there, own, progress=progress)
     nothing = np.zeros_like(value, int)
     return Curve(levels, value, stderr, residual, nothing, nothing)
+
+
+def _excluded(exclude: ArrayLike, num: int) -> np.ndarray:
+    own = np.asarray(exclude)
+    if own.shape != (num,) or not np.issubdtype(own.dtype, np.integer):
+        raise ValueError(
+            f"`closed_form_curve(exclude=...)` has shape {own.shape} and dtype {own.dtype}; it "
+            f"takes one row number, or -1, for each of the {num} queries."
+        )
+    return own.astype(np.int32)
 
 
 def _checked(name: str, points: ArrayLike) -> np.ndarray:

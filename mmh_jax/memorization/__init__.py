@@ -15,14 +15,22 @@ from mmh_jax.memorization.along_path import (
     step_sizes,
     step_stability,
 )
-from mmh_jax.memorization.conditional import anisotropy, cfg_norm, score_norm, sharpness
-from mmh_jax.memorization.curvature import (
-    curvature_difference,
-    curvature_map,
-    squared_difference,
+from mmh_jax.memorization.complexity import (
+    complexity_residual,
+    conformal_p,
+    lid_per_bit,
+    png_bytes,
+    total_variation,
+    zlib_bytes,
 )
+from mmh_jax.memorization.conditional import anisotropy, cfg_norm, score_norm, sharpness
+from mmh_jax.memorization.cross_fit import CrossFit, check_halves, cross_fit
+from mmh_jax.memorization.curvature import curvature_difference, curvature_map, squared_difference
+from mmh_jax.memorization.data_dimension import diffusion_curve, diffusion_lid, neighbor_lid
 from mmh_jax.memorization.detectors import DETECTORS, Detector
 from mmh_jax.memorization.evidence import QUANTITIES, Quantity
+from mmh_jax.memorization.explain import Explanation, explain
+from mmh_jax.memorization.extraction import Extraction, extraction, rate_interval
 from mmh_jax.memorization.inside import (
     attention_entropy,
     bright_ending,
@@ -30,7 +38,15 @@ from mmh_jax.memorization.inside import (
     local_cfg_norm,
     spikiness,
 )
-from mmh_jax.memorization.labels import Copies, copies
+from mmh_jax.memorization.labels import Copies, calibrated_copies, copies, feature_copies
+from mmh_jax.memorization.metrics import (
+    Comparison,
+    Detection,
+    Interval,
+    compare,
+    detection,
+    over_seeds,
+)
 from mmh_jax.memorization.scoring import Scores, scores
 from mmh_jax.memorization.subject import Settings, Subject
 from mmh_jax.memorization.verdict import Label, Verdict, verdict
@@ -38,8 +54,14 @@ from mmh_jax.memorization.verdict import Label, Verdict, verdict
 __all__ = [
     "DETECTORS",
     "QUANTITIES",
+    "Comparison",
     "Copies",
+    "CrossFit",
+    "Detection",
     "Detector",
+    "Explanation",
+    "Extraction",
+    "Interval",
     "Label",
     "Quantity",
     "Scores",
@@ -50,18 +72,35 @@ __all__ = [
     "anisotropy",
     "attention_entropy",
     "bright_ending",
+    "calibrated_copies",
     "cfg_norm",
     "cfg_norm_along",
+    "check_halves",
+    "compare",
+    "complexity_residual",
+    "conformal_p",
     "copies",
+    "cross_fit",
     "curvature_difference",
     "curvature_map",
     "danger_zone",
+    "detection",
+    "diffusion_curve",
+    "diffusion_lid",
     "encoded_cfg_norm",
+    "explain",
+    "extraction",
+    "feature_copies",
     "inside_at",
+    "lid_per_bit",
     "local_cfg_norm",
     "nearest_distance",
+    "neighbor_lid",
+    "over_seeds",
     "pairwise_radius",
     "pixel_variance",
+    "png_bytes",
+    "rate_interval",
     "score_norm",
     "scores",
     "sharpness",
@@ -71,5 +110,7 @@ __all__ = [
     "step_sizes",
     "step_stability",
     "tiled_distance",
+    "total_variation",
     "verdict",
+    "zlib_bytes",
 ]

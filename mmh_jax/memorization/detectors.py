@@ -12,7 +12,7 @@ r"""Detectors of memorization, by name: a score for each point, larger = more me
 | `spikiness`, `attention_entropy`, `bright_ending`, `local_cfg_norm`    | inside the network     |
 | `pairwise_radius`                                                      | generations            |
 | `danger_zone`, `nearest_distance`                                      | the training data      |
-| `pixel_variance`                                                       | the point alone        |
+| `pixel_variance`, `png_bytes`, `zlib_bytes` (of values from 0 to 1)    | the point alone        |
 
 A dimension is small where something is memorized, and its detector is minus it.
 """
@@ -28,6 +28,7 @@ import numpy as np
 
 from mmh_jax import lid
 from mmh_jax.memorization import inside
+from mmh_jax.memorization.complexity import png_bytes, zlib_bytes
 from mmh_jax.memorization.evidence import QUANTITIES, evaluations_of, with_needs
 from mmh_jax.memorization.subject import Settings
 from mmh_jax.typing import Array, Estimate
@@ -193,5 +194,7 @@ DETECTORS: dict[str, Detector] = {
         _of_one("danger_zone", "danger_zone", lambda found: found),
         _of_one("nearest_distance", "nearest_distance", lambda value: _sure(-value)),
         _of_one("pixel_variance", "pixel_variance", lambda value: _sure(-value)),
+        Detector("png_bytes", on_host=lambda points: -png_bytes(points)),
+        Detector("zlib_bytes", on_host=lambda points: -zlib_bytes(points)),
     )
 }

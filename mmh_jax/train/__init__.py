@@ -31,6 +31,7 @@ from mmh_jax.train.run import check_trainable, normalisation, train_model
 from mmh_jax.train.step import TrainState, init_state
 from mmh_jax.train.store import ModelConfig, build, load, load_config, save
 from mmh_jax.train.stream import Stream, grain_stream
+from mmh_jax.train.twins import Twins, train_twins
 from mmh_jax.train.vae import (
     Elbo,
     Vae,
@@ -59,6 +60,7 @@ __all__ = [
     "Stream",
     "TrainConfig",
     "TrainState",
+    "Twins",
     "Vae",
     "VaeConfig",
     "VaeMetrics",
@@ -93,6 +95,7 @@ __all__ = [
     "symmetry_loss",
     "tensorboard",
     "train_model",
+    "train_twins",
     "uniform_time",
     "vae",
 ]
