@@ -1,5 +1,6 @@
 """Settings that the environment needs before NumPy and JAX are imported, and shared fixtures."""
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -45,6 +46,26 @@ def pytest_fixture_setup(request):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item):
     restart_generator(getattr(item, "module", None))
+
+
+def resident_gb():
+    status = Path("/proc/self/statm")
+    pages = int(status.read_text().split()[1]) if status.exists() else 0
+    return pages * 4096 / 1e9
+
+
+_full = 4.0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish():
+    """Drop compiled programs, which are kept for as long as the process lives: those of two
+    thousand tests take some 10 GB."""
+    global _full
+    if resident_gb() > _full:
+        jax.clear_caches()
+        ctypes.CDLL(None).malloc_trim(0)  # else what was freed stays with the process
+        _full = max(4.0, resident_gb() + 1)
 
 
 @pytest.fixture

@@ -156,6 +156,7 @@ def test_the_search_for_neighbours_lowers_for_accelerators(platform, monkeypatch
     )
     points = np.ones((40, DIM), np.float32)
     space = neighbor_search.space_of(points, np.zeros(DIM), 16, 3, 1.0)
+    space = neighbor_search.with_sides(space, 3)
     own = np.arange(5, dtype=np.int32)
     for find in (
         neighbor_search.by_filter.__wrapped__(3, 20, 5, None),

@@ -208,12 +208,45 @@ def test_never_a_matrix_of_all_distances(monkeypatch):
         points = np.zeros((num_points, 2), np.float32)
         num_blocks = -(-num_points // 1024)
         space = neighbor_search.space_of(points, np.zeros(2), 1024, num_blocks, 1.0)
+        space = neighbor_search.with_sides(space, 1)
         for find in (
             neighbor_search.by_filter.__wrapped__(5, 21, 256, None),
             neighbor_search.by_difference.__wrapped__(5, None),
         ):
             program = jax.jit(find).lower(space, points[:256], np.arange(256)).compile()
             assert program.memory_analysis().temp_size_in_bytes < 12 * 256 * 1024 * 4
+
+
+@pytest.mark.parametrize("num", [3, 20, 40])
+def test_the_largest_of_groups_are_the_largest(num):
+    for values in (RNG.normal(size=640), RNG.integers(0, 9, 640).astype(float), np.zeros(640)):
+        largest, places = neighbor_search._largest(jnp.asarray(values), num, None)
+        np.testing.assert_array_equal(largest, np.sort(values)[::-1][:num].astype(np.float32))
+        np.testing.assert_array_equal(values[places].astype(np.float32), largest)
+        assert len(set(places.tolist())) == num
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dim", [1, 3, 50, 784])
+def test_bounds_are_below_the_squared_distances(x64, dtype, dim):
+    """Of points near and far, far from the origin, equal, and padded."""
+    points = RNG.normal(size=(90, dim)) * 10.0 ** RNG.uniform(-6, 1, (90, 1))
+    points = (points + 3.0).astype(dtype)
+    points[60:70] = points[0]
+    centre = np.asarray(points.mean(axis=0), dtype)
+    space = neighbor_search.space_of(points, centre, 24, 4, 0.0)
+    space = neighbor_search.with_sides(space, 2)
+    for query in points[::9]:
+        bounds, indices = neighbor_search._least_bounds(space, query, 0, 96, None)
+        bounds, indices = np.asarray(bounds), np.asarray(indices)
+        assert sorted(indices[:90].tolist()) == list(range(90))
+        assert np.all(np.isinf(bounds[90:]))
+        exact = np.sum((points[indices[:90]].astype(float) - query.astype(float)) ** 2, axis=1)
+        exact *= float(space.scale) ** 2
+        assert np.all(bounds[:90] <= exact)
+        size = float(space.scale) ** 2 * np.sum((query.astype(float) - centre) ** 2)
+        near = exact < 1e-3 * size
+        assert np.all(exact[near] - bounds[:90][near] < 100 * dim**0.5 * np.finfo(dtype).eps * size)
 
 
 def test_progress():
@@ -316,7 +349,7 @@ def test_a_short_last_part_has_the_blocks_of_the_others(monkeypatch):
     monkeypatch.setattr(neighbors, "space_of", spy)
     monkeypatch.setattr(neighbors, "_PART", 30 * 599)
     nearest_neighbors(SETS["normal"], 5, block_size=40)
-    assert shapes == [(4, 160, 30)] * 2
+    assert shapes == [(4, 152, 30)] * 2
 
 
 def test_float64_parts_are_centred(monkeypatch):
@@ -460,16 +493,9 @@ def test_searches_that_cannot_be():
 
 
 def test_the_selection_of_a_tpu_is_asked_for():
-    space = neighbor_search.space_of(np.zeros((256, 3), np.float32), np.zeros(3), 256, 1, 1.0)
-
-    def least(q, recall):
-        return neighbor_search._least(
-            space, np.int32(-1), 0, lambda block: jnp.sum((block - q) ** 2, axis=-1), 22, recall
-        )
-
     def text(platform, recall):
-        run = jax.jit(jax.vmap(lambda q: least(q, recall)))
-        asked = jax.ShapeDtypeStruct((4, 3), np.float32)
+        run = jax.jit(jax.vmap(lambda values: neighbor_search._largest(values, 22, recall)))
+        asked = jax.ShapeDtypeStruct((4, 256), np.float32)
         return jax.export.export(run, platforms=[platform])(asked).mlir_module()
 
     assert "ApproxTopK" in text("tpu", 0.9)

@@ -24,6 +24,7 @@ from mmh_jax.lid.neighbor_search import (
     distance,
     farthest_coordinate,
     space_of,
+    with_sides,
 )
 from mmh_jax.lid.points import centre_of, check_finite, check_points, rounded, rounding_offset
 from mmh_jax.mapping import Progress, over_points
@@ -34,8 +35,9 @@ __all__ = ["Neighbors", "nearest_neighbors"]
 _CALLER = "nearest_neighbors"
 # Numbers in a part of the points: 128 MiB in float32.
 _PART = 2**25
-# Rows of points in one matrix product, for each query in it.
+# Rows of points in a block, for each query in a matrix product, and blocks in one product.
 _ROWS_PER_QUERY = 4
+_BLOCKS = 5
 
 
 class Neighbors(NamedTuple):
@@ -69,8 +71,8 @@ def nearest_neighbors(
     Float64 arrays are centred before they are rounded to float32, unless JAX is in 64-bit mode.
 
     Cost: M N D multiplications, in matrix products, and a selection.  Memory: the queries, 2^25
-    numbers of the points a few times over, and products of `block_size` queries with four times as
-    many points.  Runs from the host, not inside `jit`.
+    numbers of the points a few times over, and products of `block_size` queries with twenty times
+    as many points.  Runs from the host, not inside `jit`.
 
     Args:
         points: (N, *shape); an array, a memory-mapped one (`np.load(path, mmap_mode="r")`), of
@@ -181,10 +183,10 @@ class _Search:
         """Search one part, whose first row has the index `first`."""
         # All parts of an array have the blocks of the largest, so that one program serves all.
         num_rows = max(self.num_rows, len(part))
-        rows = min(_ROWS_PER_QUERY * self.block_size, num_rows)
         splits = 1 if self.mesh is None else self.mesh.shape.get(POINTS_AXIS, 1)
-        num_blocks = -(-num_rows // (rows * splits)) * splits
+        rows, num_blocks, merged = self._layout(num_rows, splits)
         space = space_of(rounded(part, self.offset), self.centre, rows, num_blocks, self.farthest)
+        space = with_sides(space, merged)
         if self.mesh is None:
             space = jax.device_put(space)
         own = (self.own - first).clip(-1, len(part)).astype(np.int32)
@@ -198,6 +200,17 @@ class _Search:
             find = by_difference(k, self.mesh)
             distances[again], indices[again] = find(space, self.queries[again], own[again])
         self._keep(distances, indices + np.int32(first))
+
+    def _layout(self, num_rows: int, splits: int) -> tuple[int, int, int]:
+        """Rows of a block, blocks, and how many of them are in one product."""
+        limit = _ROWS_PER_QUERY * self.block_size
+        num_blocks = -(-num_rows // (limit * splits))  # on each device
+        merged = min(_BLOCKS, num_blocks)
+        num_blocks = -(-num_blocks // merged) * merged * splits
+        rows = -(-num_rows // num_blocks)
+        if self.num_rows == 0:  # parts of any length: few programs for them
+            rows = min(limit, 1 << (rows - 1).bit_length())
+        return -(-rows // 8) * 8, num_blocks, merged
 
     def _keep(self, distances: np.ndarray, indices: np.ndarray) -> None:
         distances = np.concatenate([self.distances, distances], axis=1)
