@@ -134,8 +134,8 @@ def nearest_neighbors(
     else:
         _check_shape(whole.shape[1:], asked)
         _check_enough(num_neighbors, len(whole), own)
-        rows = max(_PART // max(whole[0].size, 1), 1)
-        num_parts = -(-len(whole) // rows)
+        num_parts = -(-len(whole) // max(_PART // max(whole[0].size, 1), 1))
+        rows = -(-len(whole) // num_parts)  # of equal length
         parts = (whole[start : start + rows] for start in range(0, len(whole), rows))
         state.prepare(whole, num_rows=min(rows, len(whole)))
     num_points = 0
