@@ -57,7 +57,7 @@ class Sizes:
 
 
 SIZES = {
-    "smoke": Sizes(6, 4, 200),
+    "smoke": Sizes(6, 4, 400),
     "cpu": Sizes(48, 12, 400),
     "accelerator": Sizes(512, 24, 4_000),
 }
