@@ -114,6 +114,7 @@ def dose_response():
     }
 
 
+@pytest.mark.slow  # by default: `benchmarks/memorization.py`, which asks for the same
 @pytest.mark.parametrize("name", LID_DETECTORS)
 def test_dimensions_order_the_degree_of_memory(dose_response, name):
     kappas, means = dose_response
@@ -121,6 +122,7 @@ def test_dimensions_order_the_degree_of_memory(dose_response, name):
     assert correlation >= 0.99, means[name]
 
 
+@pytest.mark.slow  # by default: `benchmarks/memorization.py`, which asks for the same
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_memorized_condition_scores_higher(dose_response, name):
     _, means = dose_response
