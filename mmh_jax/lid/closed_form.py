@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmh_jax.lid.flipd import Curve
-from mmh_jax.lid.points import check_finite, check_points, rounded, rounding_offset
+from mmh_jax.lid.points import check_exclude, check_finite, check_points, rounded, rounding_offset
 from mmh_jax.mapping import Progress, over_points
 from mmh_jax.typing import Array, ArrayLike
 
@@ -57,7 +57,8 @@ def closed_form_curve(
     Args:
         points: (N, *shape), N at least 3.
         sigmas: (S,) noise levels in data units, positive and increasing.
-        queries: (M, *shape), or None for the points themselves.  Nothing is left out for them, but
+        queries: (M, *shape), or None for the points themselves.  Nothing is left out for them
+            but by `exclude`.
         exclude: (M,) whole numbers: the row of the points to leave out for each query, as that of a
             query which is one of the points; -1 for none.
         progress: called as `progress(done, total)` after each chunk.
@@ -88,7 +89,7 @@ def closed_form_curve(
         there = _checked("queries", queries)
         own = np.full(len(there), -1, np.int32)
     if exclude is not None:
-        own = _excluded(exclude, len(there))
+        own = check_exclude("closed_form_curve", exclude, len(there)).astype(np.int32)
     if there.shape[1:] != here.shape[1:]:
         raise ValueError(
             f"`closed_form_curve(queries=...)` holds points of shape {there.shape[1:]}, but "
@@ -103,16 +104,6 @@ def closed_form_curve(
     value, stderr, residual = _mapped(size)(*shared, there, own, progress=progress)
     nothing = np.zeros_like(value, int)
     return Curve(levels, value, stderr, residual, nothing, nothing)
-
-
-def _excluded(exclude: ArrayLike, num: int) -> np.ndarray:
-    own = np.asarray(exclude)
-    if own.shape != (num,) or not np.issubdtype(own.dtype, np.integer):
-        raise ValueError(
-            f"`closed_form_curve(exclude=...)` has shape {own.shape} and dtype {own.dtype}; it "
-            f"takes one row number, or -1, for each of the {num} queries."
-        )
-    return own.astype(np.int32)
 
 
 def _checked(name: str, points: ArrayLike) -> np.ndarray:

@@ -26,7 +26,14 @@ from mmh_jax.lid.neighbor_search import (
     space_of,
     with_sides,
 )
-from mmh_jax.lid.points import centre_of, check_finite, check_points, rounded, rounding_offset
+from mmh_jax.lid.points import (
+    centre_of,
+    check_exclude,
+    check_finite,
+    check_points,
+    rounded,
+    rounding_offset,
+)
 from mmh_jax.mapping import Progress, over_points
 from mmh_jax.typing import Array, ArrayLike
 
@@ -291,10 +298,4 @@ def _excluded(exclude: ArrayLike | None, num: int, *, are_points: bool) -> np.nd
     """(M,) the row that is not to be found for each query, or -1."""
     if exclude is None:
         return np.arange(num) if are_points else np.full(num, -1)
-    own = np.asarray(exclude)
-    if own.shape != (num,) or not np.issubdtype(own.dtype, np.integer):
-        raise ValueError(
-            f"`nearest_neighbors(exclude=...)` has shape {own.shape} and dtype {own.dtype}; it "
-            f"takes one row number, or -1, for each of the {num} queries."
-        )
-    return own.astype(np.int64)
+    return check_exclude(_CALLER, exclude, num)

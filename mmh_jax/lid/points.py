@@ -8,7 +8,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["centre_of", "check_finite", "check_points", "rounded", "rounding_offset", "slices_of"]
+from mmh_jax.typing import ArrayLike
+
+__all__ = [
+    "centre_of",
+    "check_exclude",
+    "check_finite",
+    "check_points",
+    "rounded",
+    "rounding_offset",
+    "slices_of",
+]
 
 
 def check_points(caller: str, name: str, points: Any) -> np.ndarray:
@@ -79,3 +89,18 @@ def rounded(points: np.ndarray, offset: np.ndarray) -> np.ndarray:
     for part in slices_of(flat):
         result[part] = flat[part] - offset if shifted else flat[part]
     return result
+
+
+def check_exclude(caller: str, exclude: ArrayLike, num: int) -> np.ndarray:
+    """(num,) the row that is not to be found for each query, -1 for none.
+
+    Raises:
+        ValueError: if there is not one whole number for each query.
+    """
+    own = np.asarray(exclude)
+    if own.shape != (num,) or not np.issubdtype(own.dtype, np.integer):
+        raise ValueError(
+            f"`{caller}(exclude=...)` has shape {own.shape} and dtype {own.dtype}; it takes one "
+            f"row number, or -1, for each of the {num} queries."
+        )
+    return own.astype(np.int64)

@@ -19,8 +19,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
+from mmh_jax.linalg.operator import t_factor
 from mmh_jax.typing import ArrayLike, Estimate
 
 __all__ = ["Comparison", "Detection", "Interval", "compare", "detection", "over_seeds"]
@@ -200,8 +200,7 @@ def over_seeds(values: ArrayLike) -> Estimate:
     n = len(values)
     if n < 2:
         return Estimate(float(values[0]), float("nan"))
-    factor = float(special.stdtrit(n - 1, 0.975) / special.ndtri(0.975))
-    return Estimate(float(values.mean()), factor * float(values.std(ddof=1)) / n**0.5)
+    return Estimate(float(values.mean()), t_factor(n) * float(values.std(ddof=1)) / n**0.5)
 
 
 def _bootstrap(
