@@ -21,8 +21,11 @@ compared on the same points with the same noise: the difference point by point h
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,16 +108,9 @@ def loss_curve(
             f"`loss_curve(sigmas=...)` has shape {levels.shape}; it takes a vector of noise levels."
         )
 
-    def at_point(levels: Array, x: Array, *, key: Key) -> Array:
-        def at_level(sigma: Array) -> Array:
-            return lid.denoising_loss(
-                denoiser, x, sigma, key=key, num_samples=num_noises, ratio=None
-            ).value
-
-        return jax.lax.map(at_level, levels)
-
-    mapped = over_points(at_point, (None, 0), chunk_size=chunk_size)
-    losses = mapped(levels, points, key=key, progress=progress)
+    losses = _losses_of(denoiser, num_noises, chunk_size)(
+        levels, points, key=key, progress=progress
+    )
     return LossCurve(np.asarray(levels), losses, *_mean(losses))
 
 
@@ -167,6 +163,29 @@ def paired_difference(first: LossCurve, second: LossCurve) -> Estimate:
             "are of the same points. For two independent sets, `loss_gap`."
         )
     return Estimate(*_mean(np.asarray(second.losses) - np.asarray(first.losses)))
+
+
+def _losses_of(denoiser: Denoiser, num_noises: int, chunk_size: int) -> Callable[..., Any]:
+    """`mapped(levels, points)`; what is compiled for a pytree is kept for others of its shape."""
+    if all(eqx.is_array_like(leaf) for leaf in jax.tree.leaves(denoiser)):
+        return functools.partial(_losses_of_any(num_noises, chunk_size), denoiser)
+    at_point = functools.partial(_at_point, num_noises, denoiser)
+    return over_points(at_point, (None, 0), chunk_size=chunk_size)
+
+
+@functools.cache
+def _losses_of_any(num_noises: int, chunk_size: int) -> Callable[..., Any]:
+    at_point = functools.partial(_at_point, num_noises)
+    return over_points(at_point, (None, None, 0), chunk_size=chunk_size)
+
+
+def _at_point(num_noises: int, denoiser: Denoiser, levels: Array, x: Array, *, key: Key) -> Array:
+    def at_level(sigma: Array) -> Array:
+        return lid.denoising_loss(
+            denoiser, x, sigma, key=key, num_samples=num_noises, ratio=None
+        ).value
+
+    return jax.lax.map(at_level, levels)
 
 
 def _mean(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
