@@ -53,13 +53,13 @@ def over_points(
     Returns:
         `mapped(*args, key=None, progress=progress)`, whose results are NumPy arrays with a leading
         axis of length N.  With `key`, `function` is also passed `key=`, a different one for each
-        point.  Keep the returned function: it holds the compiled program.  Shared arguments are
-        arguments of that program, not constants in it: another denoiser of the same structure
-        compiles nothing.
+        point; an array of N keys is taken as it is, one for each.  Keep the returned function: it
+        holds the compiled program.  Shared arguments are arguments of that program, not constants
+        in it: another denoiser of the same structure compiles nothing.
 
     Raises:
-        ValueError: if the mapped arguments disagree on N, if N is 0, if `in_axes` does not fit the
-            arguments, or if `chunk_size < 1`.
+        ValueError: if the mapped arguments, or keys, disagree on N, if N is 0, if `in_axes` does
+            not fit the arguments, or if `chunk_size < 1`.
         TypeError: if a shared argument is not a pytree of arrays and numbers.
 
     >>> square = over_points(lambda x: x**2, chunk_size=2)
@@ -86,7 +86,12 @@ def over_points(
         _check_shared(shared)
         if mesh is not None:
             shared = jax.device_put(shared, _placed(mesh, specs, shared))
-        keys = None if key is None else jax.random.split(key, total)
+        keys = jax.random.split(key, total) if key is not None and key.ndim == 0 else key
+        if keys is not None and keys.shape != (total,):
+            raise ValueError(
+                f"`over_points(...)(key=...)` has keys of shape {keys.shape} for {total} points; "
+                "pass one key, or one for each point."
+            )
         step = num_devices * min(chunk_size, -(-total // num_devices))
         chunks = []
         for start in range(0, total, step):

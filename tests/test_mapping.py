@@ -79,6 +79,9 @@ def test_keys_are_split_by_position_before_chunking(chunk_size, devices):
     np.testing.assert_array_equal(used, jax.random.key_data(keys))
     expected = jax.vmap(lambda x, key: draw(x, key=key)[0])(x, keys)
     np.testing.assert_allclose(draws, expected, rtol=1e-5, atol=1e-6)
+    part = slice(2, 9)  # with its keys a part has the numbers of the whole
+    _, used = mapping.over_points(draw, chunk_size=chunk_size, mesh=placed)(x[part], key=keys[part])
+    np.testing.assert_array_equal(used, jax.random.key_data(keys[part]))
 
 
 def test_pytrees_shared_arguments_and_points_of_any_shape():
@@ -195,6 +198,13 @@ def test_compiled_once_for_all_denoisers_of_one_structure(devices):
             r"\[3, 4\] points; they must all have the same number",
         ),
         (lambda: mapping.over_points(jnp.sin)(points(0)), ValueError, "at least one"),
+        (
+            lambda: mapping.over_points(jnp.sin)(
+                points(3), key=jax.random.split(jax.random.key(0), 2)
+            ),
+            ValueError,
+            r"shape \(2,\) for 3 points; pass one key, or one for each point",
+        ),
         (lambda: mapping.over_points(jnp.sin, 1)(points()), ValueError, "jnp.moveaxis"),
         (lambda: mapping.over_points(jnp.sin, (0, None))(points()), ValueError, "1 arguments"),
         (lambda: mapping.over_points(jnp.sin, (None,))(points()), ValueError, "at least one 0"),

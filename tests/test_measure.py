@@ -49,6 +49,21 @@ def chosen_at(model, points, config=CONFIG):
     return levels, measure.at_plateau(measured, levels, 6)
 
 
+def test_one_level_for_all_is_the_median_of_their_plateaus():
+    """Of 60 points with a plateau at the finest levels, and 40 with one above .003 only."""
+    pieces = (gaussian(0.0, [1.0, 1.0]), gaussian(9.0, [1.0, 1.0, 0.003, 0.003]))
+    model = analytic.Mixture(pieces, jnp.array([0.5, 0.5]))
+    parts = [
+        piece.sample(num, key=jax.random.key(0))
+        for piece, num in zip(pieces, (60, 40), strict=True)
+    ]
+    spectra, points = measure.spectra(SHAPE), np.concatenate(parts)
+    level = measure.choose_level(model, CONFIG, points, seed=0, spectra=spectra)
+    _, chosen = chosen_at(model, points)
+    assert len(np.unique(chosen.sigma)) > 1
+    assert level == pytest.approx(np.median(chosen.sigma), rel=1e-6)
+
+
 def test_each_point_has_its_own_level(two_scales):
     model, (wide, mixed) = two_scales
     levels, chosen = chosen_at(model, np.concatenate([wide, mixed]))

@@ -1,10 +1,13 @@
 """Samplers on oracles: order of convergence, the law of the samples, and the way back."""
 
+from typing import Any
+
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from mmh_jax import sample
 
@@ -89,3 +92,24 @@ def test_errors():
         sample.karras_levels(5, sigma_min=1.0, sigma_max=0.5)
     with pytest.raises(ValueError, match="pass `shape=`"):
         sample.sample(gaussian, 2, key=jax.random.key(0), sigma_min=0.1, sigma_max=1.0)
+
+
+def test_each_sample_has_its_own_condition():
+    """A model whose only point is its condition."""
+
+    @struct.dataclass
+    class Constant:
+        where: Any = None
+
+        def condition(self, where):
+            return Constant(where)
+
+        def __call__(self, x, sigma):
+            return jnp.broadcast_to(self.where, x.shape)
+
+    settings = {"key": jax.random.key(0), "sigma_min": 0.01, "sigma_max": 5.0, "shape": (2,)}
+    conditions = np.array([3.0, -1.0, 2.0], np.float32)
+    draws = sample.sample(Constant(), 3, conditions=conditions, **settings)
+    np.testing.assert_allclose(draws, conditions[:, None] * np.ones(2), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"shape \(3,\) for 4 samples; pass one condition"):
+        sample.sample(Constant(), 4, conditions=conditions, **settings)

@@ -59,7 +59,8 @@ def scores(
         subject: points and models.
         settings: noise levels and sizes.
         key: draws noise and probes; a point's numbers depend on the key and its position, not on
-            which other detectors are asked for.
+            which other detectors are asked for.  (M,) keys are one for each point: with slices
+            of `jax.random.split(key, M)`, slices of the points have the numbers of all at once.
         chunk_size: points at once.
         progress, mesh: as for `over_points`.
 

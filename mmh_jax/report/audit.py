@@ -164,7 +164,7 @@ class _Run(NamedTuple):
                 work=self.work / "checkpoints",
                 save_every=preset.save_every,
                 progress=lambda step, total, loss: report(step, total, f"loss {loss:.3f}"),
-                about={"source": self.data.name},
+                about={"source": self.data.name, "data": self.settings["data"]},
             )
             # Read back, so that a run that found the model finished computes with the same arrays
             # as the one that trained it.

@@ -27,6 +27,7 @@ __all__ = [
     "Measured",
     "at_level",
     "at_plateau",
+    "choose_level",
     "choose_levels",
     "diagnostics",
     "measure",
@@ -170,6 +171,46 @@ def choose_levels(
         ValueError: if the model was not trained below half the spread of its data, or is finite at
             no level.
     """
+    grid, sigma = _plateaus(
+        model, config, points, seed=seed, spectra=spectra, folder=folder, progress=progress
+    )
+    ends = np.quantile(sigma, [0.05, 0.95], method="nearest")
+    low, high = np.abs(np.log(grid) - np.log(ends)[:, None]).argmin(axis=1)
+    low, high = _window(int(low), int(high))
+    return grid[low : high + 1]
+
+
+def choose_level(
+    model: Any,
+    config: ModelConfig,
+    points: np.ndarray,
+    *,
+    seed: int,
+    spectra: Spectra,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> float:
+    """One noise level for all points, in data units: the median of their plateaus.
+
+    Args, Raises: as `choose_levels`, which finds levels among which each point has its own.
+    """
+    _, sigma = _plateaus(
+        model, config, points, seed=seed, spectra=spectra, folder=folder, progress=progress
+    )
+    return float(np.median(sigma))
+
+
+def _plateaus(
+    model: Any,
+    config: ModelConfig,
+    points: np.ndarray,
+    *,
+    seed: int,
+    spectra: Spectra,
+    folder: Path | None,
+    progress: Progress | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The grid of levels, and the level of a plateau of each point looked at that has one."""
     highest = min(0.5 * config.scale, config.sigma_max)
     if not config.sigma_min < highest:
         raise ValueError(
@@ -189,10 +230,7 @@ def choose_levels(
             "no noise level has a finite dimension; the model is untrained on this range, or the "
             "points are far from its data."
         )
-    ends = np.quantile(sigma, [0.05, 0.95], method="nearest")
-    low, high = np.abs(np.log(grid) - np.log(ends)[:, None]).argmin(axis=1)
-    low, high = _window(int(low), int(high))
-    return grid[low : high + 1]
+    return grid, sigma
 
 
 def _window(low: int, high: int) -> tuple[int, int]:

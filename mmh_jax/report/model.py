@@ -107,7 +107,7 @@ def train_model(
             save_every=chosen.save_every,
             progress=_with_rate(report, recipe.batch_size),
             log=log,
-            about={"source": data.name},
+            about={"source": data.name, "data": settings["data"]},
         )
     if target != out:
         output.replace(out, output.MODEL, target)

@@ -178,6 +178,7 @@ def sample(
     sigma_max: float,
     num_levels: int = 32,
     shape: tuple[int, ...] | None = None,
+    conditions: Any = None,
 ) -> Array:
     """Draw samples with `heun` on `karras_levels`.
 
@@ -189,20 +190,31 @@ def sample(
         sigma_max: the largest; several times the spread of the data.
         num_levels: the cost is 2 num_levels - 1 evaluations for each sample.
         shape: of a point; by default the denoiser's.
+        conditions: (num, ...), a pytree: one for each sample, bound by `denoiser.condition`; None
+            for the denoiser as it is.
 
     Returns:
         (num, *shape).
 
     Raises:
-        ValueError: if no shape is known.
+        ValueError: if no shape is known, or there is not one condition for each sample.
     """
     shape = getattr(denoiser, "shape", None) if shape is None else shape
     if shape is None:
         raise ValueError("`sample(denoiser)` does not know the shape of a point; pass `shape=`.")
+    if wrong := [leaf for leaf in jax.tree.leaves(conditions) if jnp.shape(leaf)[:1] != (num,)]:
+        raise ValueError(
+            f"`sample(conditions=...)` has an array of shape {jnp.shape(wrong[0])} for {num} "
+            "samples; pass one condition for each."
+        )
     sigmas = karras_levels(num_levels, sigma_min=sigma_min, sigma_max=sigma_max)
     noise = sigma_max * jax.random.normal(key, (num, *shape))
-    return _heun_many(denoiser, noise, sigmas)
+    return _heun_many(denoiser, jax.tree.map(jnp.asarray, conditions), noise, sigmas)
+
+
+def _conditional_heun(denoiser: Any, condition: Any, x: Array, sigmas: Array) -> Array:
+    return heun(denoiser if condition is None else denoiser.condition(condition), x, sigmas)
 
 
 # Filtered, so that a plain function may be the denoiser.
-_heun_many = eqx.filter_jit(eqx.filter_vmap(heun, in_axes=(None, 0, None)))
+_heun_many = eqx.filter_jit(eqx.filter_vmap(_conditional_heun, in_axes=(None, 0, 0, None)))
