@@ -1,4 +1,4 @@
-"""The command line, `mmh-jax`: train a model, measure its dimensions, audit a data set.
+"""The command line, `mmh-jax`: train a model, measure dimensions, detect memorization, audit data.
 
 Results go to files, one summary to stdout; progress and errors to stderr.  Exit codes: 0 done, 2 an
 error that the message explains, 130 interrupted.  What only a command needs is imported in it, so
@@ -25,7 +25,7 @@ from rich.markup import escape
 
 from mmh_jax import console
 
-__all__ = ["Audit", "Lid", "LidData", "Train", "main"]
+__all__ = ["Audit", "Detect", "Lid", "LidData", "Train", "main"]
 
 Source = Annotated[str, tyro.conf.Positional]
 PresetName = Annotated[str, tyro.conf.arg(metavar="{smoke,cpu,accelerator}")]
@@ -199,24 +199,101 @@ class LidData:
 
 
 @dataclasses.dataclass(frozen=True)
+class Detect:
+    """Score points of a data set, or samples of a model, by detectors of memorization.
+
+    Writes one row for each point: its index, label if there is one, the nearest training point and
+    the distance to it if the training data are known, a column score_NAME for each detector, larger
+    = more memorized, and its standard error where it has one; of samples also d1/d2 to the nearest
+    two training points without duplicates, Carlini's calibrated distance, and whether the sample is
+    a copy by d1/d2 < 1/3.  Beside FILE.csv are written FILE.json, with evaluations of the network
+    for one point and how well each detector finds the copies, and FILE.samples.npz.  Interrupted
+    or killed, it continues when the same command is run again.
+
+    Attributes:
+        model: The folder of a model, as `mmh-jax train` writes it.
+        data: `digits`, a .npy or .npz file, an idx file, or a folder of images.
+        out: The CSV file to write.
+        detectors: One or more of flipd, expected_flipd, projected_trace, denoising_loss, cfg_norm,
+            ... (`mmh_jax.memorization.DETECTORS`); by default expected_flipd, projected_trace,
+            denoising_loss, the baselines score_norm, pixel_variance, png_bytes and
+            nearest_distance, and some for what `--label` and `--baseline` give, where they apply.
+        generate: Score so many samples of the model, instead of the points of the data.
+        sigma: Noise level of all detectors, in data units; `auto` takes the median of the plateaus
+            of 128 points of the data, for which it looks at no label.
+        baseline: The folder of an earlier checkpoint or another model, for detectors *_baseline.
+        trained_on: The training data; by default the data, for samples or if the model says so.
+        label: Condition the model on the label of each point, a sample on that of a random one.
+        num_points: Score so many points, chosen at random; by default all.
+        seed: Of this choice, of samples, and of the noise that detectors draw.
+        chunk_size: Points at once; fewer take less memory.
+        overwrite: Replace the file, and those beside it.
+    """
+
+    model: Path
+    data: str
+    out: Path
+    detectors: tuple[str, ...] = ()
+    generate: int | None = None
+    sigma: Literal["auto"] | float = "auto"
+    baseline: Path | None = None
+    trained_on: str | None = None
+    label: bool = False
+    num_points: int | None = None
+    seed: int = 0
+    chunk_size: int = 32
+    overwrite: bool = False
+
+    def run(self, command: str) -> None:
+        """Score, write the files, and print what was found."""
+        report = _library()
+        start = time.monotonic()
+        settings = dataclasses.asdict(self) | {
+            "sigma": None if self.sigma == "auto" else self.sigma
+        }
+        by_label = settings.pop("label")
+        with console.progress() as progress:
+            _, summary = report.detect(
+                **settings, by_label=by_label, command=command, progress=progress
+            )
+        found, rows = summary["detectors"], {"sigma": f"{summary['sigma']:.4g}"}
+        rows |= {f"median, {name}": console.number(one["median"]) for name, one in found.items()}
+        rows |= {"evaluations for a point": f"{summary['evaluations']:g}"}
+        if "samples" in summary:
+            rows |= {"copies": console.copied(summary["samples"])}
+            for name, one in summary["detection"].items():
+                rows[f"finds them, {name}"] = console.detection(one)
+        rows |= {"seconds": f"{time.monotonic() - start:.0f}", "file": self.out}
+        what = f"{summary['num_points']} {'points' if self.generate is None else 'samples'}"
+        console.print_table(f"{self.model} and {self.data}, {what}", rows)
+
+
+@dataclasses.dataclass(frozen=True)
 class Audit:
-    """Audit a data set for memorization: train or load a model, and compare dimensions.
+    """Audit a data set for memorization: train or load a model, compare dimensions, sample, score.
 
     At each point LID_theta, of the model, is compared with LID_*, of the data.  OD-Mem: the model
-    has lost dimensions there; DD-Mem: the data have almost none themselves.  Writes summary.json,
-    points.csv and lid.png, and the model if it was trained.  Interrupted or killed, it continues
-    when the same command is run again.
+    has lost dimensions there; DD-Mem: the data have almost none themselves.  Samples of the model
+    say which training points it gives away: `extracted` counts the samples that copy each; scores
+    of detectors stand beside it.  Writes summary.json, points.csv, samples.npz and lid.png, and the
+    model if it was trained.  Interrupted or killed, it continues when the same command is run
+    again.
 
     Attributes:
         source: `digits`, a .npy or .npz file, an idx file, or a folder of images.
         out: The folder for the report.
         model: The folder of a saved model of this data; by default one is trained.
-        preset: How much work: training, and at most 128, 2,000 or 10,000 points.  Time grows with
-            the cube of the number of coordinates of a point.
+        preset: How much work: training, at most 128, 2,000 or 10,000 points, and 64, 1,000 or
+            10,000 samples.  Time grows with the cube of the number of coordinates of a point.
         seed: Of the training and of the choice of points.
         num_points: Measure at so many points, chosen at random; by default as many as the preset
             says.  The training always uses all.
         num_neighbors: Nearest neighbours for LID_*, at least 4.
+        num_samples: Compare so many samples of the model with the data; by default as many as the
+            preset says.
+        detectors: One or more of `mmh_jax.memorization.DETECTORS`, as for `mmh-jax detect`, at the
+            median of the plateaus; by default expected_flipd, projected_trace, denoising_loss,
+            nearest_distance and, of pictures, png_bytes.
         overwrite: Replace an audit in the folder.
     """
 
@@ -227,6 +304,8 @@ class Audit:
     seed: int = 0
     num_points: int | None = None
     num_neighbors: int = 20
+    num_samples: int | None = None
+    detectors: tuple[str, ...] = ()
     overwrite: bool = False
 
     def run(self, command: str) -> None:
@@ -239,6 +318,7 @@ class Audit:
             "median LID_theta": console.number(summary["lid_theta"]["0.5"]),
             "median LID_*": console.number(summary["lid_star"]["0.5"]),
             **{title: count for title, count in summary["verdicts"].items() if count},
+            "copies": console.copied(summary["samples"]),
             "median sigma": f"{summary['sigma']:.4g}",
             "diagnostics": console.diagnosis(summary["diagnostics"]),
             "seconds": f"{time.monotonic() - start:.0f}",
@@ -254,7 +334,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; by default those of the process, which an interrupt then ends here.
     """
     is_process, argv = argv is None, sys.argv[1:] if argv is None else list(argv)
-    commands = {"train": Train, "lid": Lid, "lid-data": LidData, "audit": Audit}
+    commands = {
+        "train": Train, "lid": Lid, "lid-data": LidData, "detect": Detect, "audit": Audit
+    }  # fmt: skip
     if argv[:2] == ["lid", "data"]:  # a folder `data` is written `./data`
         argv = ["lid-data", *argv[2:]]
     try:

@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["diagnosis", "median", "number", "print_error", "print_table", "progress"]
+__all__ = [
+    "copied",
+    "detection",
+    "diagnosis",
+    "median",
+    "number",
+    "print_error",
+    "print_table",
+    "progress",
+]
 
 _STAGES = {
     "duplicates": "duplicates",
@@ -21,6 +30,9 @@ _STAGES = {
     "lid_star": "LID_* of the data",
     "sigma": "choosing sigma",
     "lid_theta": "LID_theta of the model",
+    "samples": "sampling",
+    "copies": "looking for copies",
+    "detectors": "detectors",
     "figure": "figure",
 }
 
@@ -69,6 +81,28 @@ def diagnosis(found: dict[str, Any]) -> str:
     if found["sigma_outside_training"]:
         parts.append("sigma outside the trained range")
     return "; ".join(parts)
+
+
+def copied(found: dict[str, Any]) -> str:
+    """`samples.Judged.summary` as one line."""
+    if found["fraction"] is None:
+        return f"none of {found['num']} samples is finite"
+    text = f"{found['memorized']} of {found['num']} samples"
+    text += f" ({100 * found['fraction']:.1f} +- {100 * found['fraction_stderr']:.1f}%)"
+    text += f", of {found['extracted_points']} training points"
+    return text + (f"; {found['not_finite']} not finite" if found["not_finite"] else "")
+
+
+def detection(found: dict[str, Any] | None) -> str:
+    """`detectors.detection_of` as one line, with the ends of intervals."""
+    if found is None:
+        return "too few copies, or others, to say"
+    names = {"AUROC": "auroc", "AUPRC": "auprc", "TPR at 1% FPR": "tpr_at_1%_fpr"}
+    intervals = {title: found[name] for title, name in names.items()}
+    return ", ".join(
+        f"{title} {one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
+        for title, one in intervals.items()
+    )
 
 
 @contextlib.contextmanager

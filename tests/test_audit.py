@@ -16,6 +16,7 @@ from PIL import Image
 from mmh_jax import memorization, train
 from mmh_jax.cli import main
 from mmh_jax.report import measure
+from mmh_jax.report.audit import DETECTORS
 from mmh_jax.typing import Estimate
 
 pytestmark = pytest.mark.xdist_group("audit")  # one process, so that the fixtures run once
@@ -60,7 +61,7 @@ def finished(tmp_path_factory):
 
 def test_it_writes_a_report_and_leaves_no_partial_results(finished):
     names = {path.name for path in (finished / "out").iterdir()}
-    assert names == {"points.csv", "summary.json", "lid.png", "model"}
+    assert names == {"points.csv", "summary.json", "samples.npz", "lid.png", "model"}
     model = {path.name for path in (finished / "out" / "model").iterdir()}
     assert model == {"config.json", "params.safetensors", "metrics.jsonl"}
     with Image.open(finished / "out" / "lid.png") as image:
@@ -112,6 +113,56 @@ def test_the_rows_say_what_the_library_says(finished):
     }
 
 
+def test_samples_say_what_was_extracted_and_detectors_stand_beside_it(finished):
+    points, rows = np.load(finished / "images.npy"), rows_of(finished / "out")
+    summary = json.loads((finished / "out" / "summary.json").read_text())
+    index = np.array([int(row["index"]) for row in rows])
+    with np.load(finished / "out" / "samples.npz", allow_pickle=False) as file:
+        kept = {name: file[name] for name in file.files}
+    assert set(kept) == {"samples", "nearest", "ratio", "memorized"}
+    assert kept["samples"].shape == (64, 4, 4)
+    assert np.abs(kept["samples"] - 0.5).max() < 1  # of a trained model, not noise
+    found = memorization.copies(kept["samples"], points)
+    np.testing.assert_array_equal(kept["nearest"], found.nearest)
+    np.testing.assert_array_equal(kept["memorized"], found.memorized)
+    np.testing.assert_allclose(kept["ratio"], found.ratio, rtol=1e-5)
+    counts = memorization.extraction(found).counts
+    np.testing.assert_array_equal([int(row["extracted"]) for row in rows], counts[index])
+    assert summary["samples"] == {
+        "num": 64,
+        "not_finite": 0,
+        "memorized": found.memorized.sum(),
+        "fraction": pytest.approx(found.fraction.value),
+        "fraction_stderr": pytest.approx(found.fraction.stderr),
+        "extracted_points": np.sum(counts > 0),
+    }
+
+    names = [name for name in rows[0] if name.startswith("score_")]
+    detectors = [*DETECTORS, "png_bytes"]
+    assert names == [
+        f"score_{name}{end}"
+        for name in detectors
+        for end in (("", "_stderr") if name == "denoising_loss" else ("",))
+    ]
+    column = {name: np.array([float(row[name]) for row in rows]) for name in names}
+    np.testing.assert_array_equal(
+        column["score_nearest_distance"], [-float(row["nearest_distance"]) for row in rows]
+    )
+    subject = memorization.Subject(points[index], train.load(finished / "out" / "model"))
+    names = [name for name in detectors if name != "nearest_distance"]
+    direct = memorization.scores(
+        names,
+        subject,
+        memorization.Settings(summary["sigma"]),
+        key=jax.random.split(jax.random.key(3))[1],
+    )
+    for name in names:
+        np.testing.assert_allclose(
+            column[f"score_{name}"], direct.value[name], rtol=1e-4, atol=1e-3, err_msg=name
+        )
+    assert summary["evaluations"] == direct.total == 1 + 16 + 128
+
+
 def test_the_summary_is_complete(finished):
     summary = json.loads((finished / "out" / "summary.json").read_text())
     assert summary["command"].startswith("mmh-jax audit images.npy --preset smoke")
@@ -123,6 +174,8 @@ def test_the_summary_is_complete(finished):
         "seed": 3,
         "num_points": 96,
         "num_neighbors": 20,
+        "num_samples": 64,
+        "detectors": [*DETECTORS, "png_bytes"],
     }
     assert summary["environment"]["jax"] == jax.__version__
     assert summary["sigmas"] == sorted(summary["sigmas"])
@@ -133,7 +186,8 @@ def test_the_summary_is_complete(finished):
     assert 0 <= found["off_manifold"] <= found["num_points"]
     assert 0 < found["asymmetry"] < 1
     assert found["sigma_outside_training"] is False
-    assert set(summary["timings"]) == {"model", "lid_star", "sigma", "lid_theta", "figure"}
+    stages = ["model", "lid_star", "sigma", "lid_theta", "samples", "copies", "detectors", "figure"]
+    assert list(summary["timings"]) == stages
     rows = rows_of(finished / "out")
     lid_theta = [float(row["lid_theta"]) for row in rows if int(row["num_plateaus"]) > 0]
     assert found["no_plateau"] == len(rows) - len(lid_theta)
@@ -189,6 +243,7 @@ def test_an_interrupted_process_ends_cleanly_and_continues(finished, tmp_path):
 KILL_AFTER = {
     "a checkpoint": "from mmh_jax.train import Checkpoints as owner; name = 'save'",
     "a block": "import mmh_jax.report.measure as owner; name = 'write_array'",
+    "scores": "import mmh_jax.report.detectors as owner; name = 'write_array'",
     "the points": "owner = sys.modules['mmh_jax.report.audit']; name = 'write_csv'",
 }
 KILLED = """
@@ -205,7 +260,9 @@ main(sys.argv[1:])
 """
 
 
-SLOW = [pytest.param(moment, marks=pytest.mark.slow) for moment in ("a block", "the points")]
+SLOW = [
+    pytest.param(moment, marks=pytest.mark.slow) for moment in KILL_AFTER if "check" not in moment
+]
 
 
 @pytest.mark.parametrize("moment", ["a checkpoint", *SLOW])

@@ -151,6 +151,10 @@ BAD_SETTINGS = {
     "audit points.npy --out out --num-neighbors 60": "60 points, too few for 60 neighbours",
     "audit points.npy --out out --seed -1": "--seed is -1; it must be at least 0 and below 2^32",
     "audit points.npy --out . --model model": "the model model lies in the output",
+    "audit points.npy --out out --num-samples 0": "--num-samples is 0; it must be at least 1",
+    "audit points.npy --out out --detectors magic": "unknown detector 'magic'; there are flipd, ",
+    "audit points.npy --out out --detectors cfg_norm": "`cfg_norm` compares the model with and",
+    "audit points.npy --out out --detectors spikiness": "this model is a ResidualMLP",
     "train points.npy --out out --preset quick": "unknown preset 'quick'",
     "train points.npy --out out --num-steps 0": "--num-steps is 0",
     "train points.npy --out model": "model holds a finished model; pass --overwrite or choose",
@@ -226,12 +230,12 @@ def test_a_disk_that_fills_up_leaves_no_half_file_and_the_run_continues(here, ca
         "error: out/points.csv: No space left on device; free some space, then run the same "
         "command again"
     )
-    assert [path.name for path in (here / "out").iterdir()] == [".work"]
+    assert {path.name for path in (here / "out").iterdir()} == {".work", "samples.npz"}
     message = error_of([*command, "--seed", "1"], capsys)
     assert "holds an unfinished audit with another seed; repeat its command" in message
     assert main(command) == 0
     names = {path.name for path in (here / "out").iterdir()}
-    assert names == {"points.csv", "lid.png", "summary.json"}
+    assert names == {"points.csv", "samples.npz", "lid.png", "summary.json"}
 
 
 def test_matplotlib_is_asked_for_before_any_work(here, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 from mmh_jax.report.audit import audit
 from mmh_jax.report.data import lid_of_data
+from mmh_jax.report.detect import detect
 from mmh_jax.report.model import lid_theta, load_model, train_model
 from mmh_jax.report.stages import PRESETS, Preset, Stages
 
@@ -10,6 +11,7 @@ __all__ = [
     "Preset",
     "Stages",
     "audit",
+    "detect",
     "lid_of_data",
     "lid_theta",
     "load_model",

@@ -1,10 +1,12 @@
-r"""The audit of a data set: train or load a model, measure both dimensions, judge every point.
+r"""The audit of a data set: train or load a model, measure, sample, score and judge every point.
 
     source -> points -> model -> LID_*       nearest neighbours in the data, maximum likelihood
                               -> sigmas      the noise levels in question
                               -> LID_theta   expected FLIPD, each point at its own plateau
+                              -> samples     of the model: which training points they copy
+                              -> detectors   scores, at the median of the plateaus
                               -> verdicts    memorization.verdict
-                              -> points.csv, lid.png, summary.json
+                              -> points.csv, samples.npz, lid.png, summary.json
 
 Partial results are kept in `out/.work`, so that a run which is killed continues there; the same
 seed gives the same `points.csv` byte for byte, whether or not the run was interrupted.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,14 +27,18 @@ from mmh_jax import memorization, train
 from mmh_jax.data import sources
 from mmh_jax.lid.mle import mle
 from mmh_jax.lid.neighbors import nearest_neighbors
-from mmh_jax.report import measure, output
+from mmh_jax.report import detectors as table
+from mmh_jax.report import measure, output, samples
 from mmh_jax.report.files import hash_of, replacing, write_csv, write_json
 from mmh_jax.report.model import load_model
 from mmh_jax.report.stages import Progress, Stages, check_count, check_seed, find_preset
 from mmh_jax.report.summary import columns_of, summary_of
-from mmh_jax.typing import Estimate
+from mmh_jax.typing import Estimate, Key
 
 __all__ = ["audit"]
+
+# By default; of pictures `png_bytes`, too.
+DETECTORS = ("expected_flipd", "projected_trace", "denoising_loss", "nearest_distance")
 
 Model = tuple[Any, train.ModelConfig]
 
@@ -45,6 +52,8 @@ def audit(
     preset: str = "cpu",
     num_points: int | None = None,
     num_neighbors: int = 20,
+    num_samples: int | None = None,
+    detectors: Sequence[str] = (),
     overwrite: bool = False,
     command: str = "",
     progress: Progress | None = None,
@@ -60,6 +69,8 @@ def audit(
         num_points: at how many points to measure, by default the preset's number at most.  The
             training and the neighbours always use all.
         num_neighbors: for LID_*.
+        num_samples: of the model, to see which training points they copy; by default the preset's.
+        detectors: names of `memorization.DETECTORS`, a column of scores each; by default a few.
         overwrite: whether an audit in the folder may be replaced.
         command: kept in the summary.
         progress: called as `progress(stage, done, total, note)`.
@@ -68,7 +79,8 @@ def audit(
         The content of `summary.json`.
 
     Cost: the training; D JVPs and a D x D eigenproblem for each of 15 noise levels at 128 points
-    and for each of 7 to 15 at the others; the distances from these to all the data.
+    and for each of 7 to 15 at the others; what the detectors cost; 63 evaluations for each sample;
+    the distances from points and samples to all the data.
 
     Raises:
         ValueError: for settings, a source, a model or a folder that cannot be used; before
@@ -76,8 +88,9 @@ def audit(
         OSError: if the folder cannot be written.
         ImportError: if matplotlib is missing.
     """
-    out, max_points = Path(out), find_preset(preset).max_points
+    out, sizes = Path(out), find_preset(preset)
     check_count("--num-points", num_points)
+    check_count("--num-samples", num_samples)
     check_count("--num-neighbors", num_neighbors, least=4)
     check_seed(seed)
     _check_matplotlib()
@@ -87,25 +100,29 @@ def audit(
     data = sources.load(source)
     _check_neighbors(source, len(data.points), num_neighbors)
     given = None if model is None else load_model(model, data.points.shape[1:])
+    names = tuple(detectors) or (*DETECTORS, *(("png_bytes",) if data.is_image else ()))
+    table.check_detectors(names, given, data, given=["data"])
     settings = {
         "source": str(source),
         "data": hash_of(data.points),
         "model": None if model is None else hash_of(Path(model) / "params.safetensors"),
         "preset": preset,
         "seed": seed,
-        "num_points": min(num_points or max_points, len(data.points)),
+        "num_points": min(num_points or sizes.max_points, len(data.points)),
         "num_neighbors": num_neighbors,
+        "num_samples": num_samples or sizes.num_samples,
+        "detectors": names,
     }
     work = output.claim(out, output.AUDIT, settings, overwrite=overwrite)
     run = _Run(data, out, work, settings, Stages(progress))
-    columns, levels, diagnostics = run.all_stages(given)
+    columns, levels, found = run.all_stages(given)
     summary = {"format": output.AUDIT.format} | summary_of(
         columns,
         settings=settings,
         command=command,
         sigmas=levels,
-        timings=run.stages.timings,
-        diagnostics=diagnostics,
+        timings=run.stages.rounded(),
+        found=found,
     )
     write_json(out / "summary.json", summary)
     shutil.rmtree(work, ignore_errors=True)
@@ -139,18 +156,25 @@ class _Run(NamedTuple):
     def all_stages(
         self, given: Model | None
     ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
-        """Write all but the summary; return the columns of `points.csv`, levels, diagnostics."""
+        """Write all but the summary; return the columns of `points.csv`, levels, other findings."""
         model = self.train() if given is None else given
         num_points, seed = self.settings["num_points"], self.settings["seed"]
         index = measure.random_subset(len(self.data.points), num_points, seed=seed)
         lid_star, nearest = self.lid_star(index)
         levels, chosen = self.lid_theta(model, index)
+        judged = self.sample(model)
+        scores = self.score(model, index, float(np.median(chosen.sigma)), nearest[1])
         verdicts = memorization.verdict(chosen.dimension, lid_star)
         columns = columns_of(index, self.data.labels, chosen, lid_star, verdicts, nearest)
+        columns |= {"extracted": judged.extracted[index]} | table.columns_of(scores)
         write_csv(self.out / "points.csv", columns)
         with self.stages("figure"):
             self.draw(index, chosen.lid, lid_star, verdicts)
-        return columns, levels, measure.diagnostics(chosen, model[0], self.data.points[0].size)
+        found = {
+            "diagnostics": measure.diagnostics(chosen, model[0], self.data.points[0].size),
+            "samples": judged.summary(),
+        }
+        return columns, levels, found | table.summary_of(scores)
 
     def train(self) -> Model:
         """The model of `out/model`, trained if it is not there yet."""
@@ -196,6 +220,37 @@ class _Run(NamedTuple):
                 folder=self.work / "lid_theta", progress=report,
             )  # fmt: skip
         return levels, measure.at_plateau(measured, levels, points[0].size)
+
+    def sample(self, model: Model) -> samples.Judged:
+        """Draw samples, and write them with what they copy."""
+        sample_key, _ = self.keys
+        with self.stages("samples") as report:
+            drawn = samples.draw(
+                *model, self.settings["num_samples"], key=sample_key,
+                folder=self.work / "samples", progress=report,
+            )  # fmt: skip
+        with self.stages("copies"):
+            judged = samples.judge(drawn, self.data.points)
+            samples.write_samples(self.out / "samples.npz", drawn, judged)
+        return judged
+
+    def score(
+        self, model: Model, index: np.ndarray, sigma: float, distance: np.ndarray
+    ) -> memorization.Scores:
+        """By the detectors of the settings, at the points of `index`."""
+        (denoiser, config), (_, score_key) = model, self.keys
+        points = self.data.points
+        subject = memorization.Subject(points[index], denoiser, data=points)
+        with self.stages("detectors") as report:
+            return table.scores(
+                self.settings["detectors"], subject, table.settings_of(config, sigma),
+                key=score_key, distance=distance, folder=self.work / "scores", progress=report,
+            )  # fmt: skip
+
+    @property
+    def keys(self) -> Key:
+        """Of the samples, and of what detectors draw."""
+        return jax.random.split(jax.random.key(self.settings["seed"]))
 
     def draw(
         self,

@@ -15,7 +15,14 @@ from mmh_jax import train
 from mmh_jax.data import sources
 from mmh_jax.report import measure, output
 from mmh_jax.report.files import hash_of, write_csv
-from mmh_jax.report.stages import Progress, Stages, check_count, check_seed, find_preset
+from mmh_jax.report.stages import (
+    Progress,
+    Stages,
+    check_count,
+    check_seed,
+    check_sigma,
+    find_preset,
+)
 
 __all__ = ["lid_theta", "load_model", "train_model"]
 
@@ -192,8 +199,7 @@ def lid_theta(
     """
     out = Path(out)
     partial = out.with_name(f"{out.name}.work")
-    if sigma is not None and not 0 < sigma < float("inf"):
-        raise ValueError(f"--sigma is {sigma:g}; it must be a positive number, or `auto`.")
+    check_sigma(sigma)
     check_count("--num-points", num_points)
     check_seed(seed)
     output.check_file(out, overwrite=overwrite)

@@ -23,6 +23,7 @@ from mmh_jax.train import store
 __all__ = [
     "AUDIT",
     "DATA_MEASUREMENT",
+    "DETECTION",
     "MEASUREMENT",
     "MODEL",
     "Kind",
@@ -30,6 +31,7 @@ __all__ = [
     "check_output",
     "check_writable",
     "claim",
+    "is_begun",
     "replace",
 ]
 
@@ -53,10 +55,16 @@ class Kind:
     replaced_last: bool = False
 
 
-AUDIT = Kind("audit", "mmh_jax.audit/1", "summary.json", ("points.csv", "lid.png", "model"))
+AUDIT = Kind(
+    "audit",
+    "mmh_jax.audit/1",
+    "summary.json",
+    ("points.csv", "samples.npz", "lid.png", "model"),
+)
 # Of a file, in a folder beside it that is gone when the file is there.
 MEASUREMENT = Kind("measurement", "mmh_jax.lid/1", "finished.json", ())
 DATA_MEASUREMENT = Kind("measurement", "mmh_jax.lid_data/1", "finished.json", ())
+DETECTION = Kind("detection", "mmh_jax.detection/1", "finished.json", ())
 MODEL = Kind(
     "model",
     store.FORMAT,
@@ -74,6 +82,11 @@ def _settings_path(folder: Path) -> Path:
     return folder / ".work" / "settings.json"
 
 
+def is_begun(folder: Path, kind: Kind) -> bool:
+    """Whether the folder holds partial results of this kind."""
+    return read_json(_settings_path(folder)).get("format") == kind.format
+
+
 def check_output(folder: Path, kind: Kind, *, overwrite: bool) -> None:
     """Look at an output folder before any work is done; change nothing.
 
@@ -88,7 +101,7 @@ def check_output(folder: Path, kind: Kind, *, overwrite: bool) -> None:
             raise ValueError(
                 f"{folder} holds a finished {kind.name}; pass --overwrite or choose another folder."
             )
-    elif read_json(_settings_path(folder)).get("format") != kind.format:
+    elif not is_begun(folder, kind):
         names = [name for name in (kind.final, *kind.products) if (folder / name).exists()]
         if names:
             raise ValueError(

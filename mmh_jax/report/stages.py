@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterator
 
 from mmh_jax import train
 
-__all__ = ["PRESETS", "Preset", "Progress", "Stages", "check_count", "check_seed", "find_preset"]
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "Progress",
+    "Stages",
+    "check_count",
+    "check_seed",
+    "check_sigma",
+    "find_preset",
+]
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -21,18 +30,20 @@ class Preset:
     Attributes:
         recipe: of the model.
         max_points: at how many points an audit measures, unless told otherwise.
+        num_samples: how many samples of the model an audit compares with the data, likewise.
         save_every: seconds between checkpoints of the training.
     """
 
     recipe: train.Recipe
     max_points: int
+    num_samples: int
     save_every: float
 
 
 PRESETS = {
-    "smoke": Preset(train.RECIPES["smoke"], 128, 0.0),
-    "cpu": Preset(train.RECIPES["cpu"], 2_000, 10.0),
-    "accelerator": Preset(train.RECIPES["accelerator"], 10_000, 60.0),
+    "smoke": Preset(train.RECIPES["smoke"], 128, 64, 0.0),
+    "cpu": Preset(train.RECIPES["cpu"], 2_000, 1_000, 10.0),
+    "accelerator": Preset(train.RECIPES["accelerator"], 10_000, 10_000, 60.0),
 }
 
 
@@ -57,6 +68,12 @@ def check_seed(seed: int) -> None:
     """Raise ValueError for a seed that JAX would cut to 32 bits, and so take for another one."""
     if not 0 <= seed < 2**32:
         raise ValueError(f"--seed is {seed}; it must be at least 0 and below 2^32.")
+
+
+def check_sigma(sigma: float | None) -> None:
+    """Raise ValueError for what is no noise level; None is chosen."""
+    if sigma is not None and not 0 < sigma < float("inf"):
+        raise ValueError(f"--sigma is {sigma:g}; it must be a positive number, or `auto`.")
 
 
 @dataclasses.dataclass
@@ -95,3 +112,7 @@ class Stages:
         # A stage that was found finished reports nothing itself.
         report(last_total, last_total, last_note)
         self.timings[name] = time.perf_counter() - start
+
+    def rounded(self) -> dict[str, float]:
+        """The timings to the millisecond."""
+        return {stage: round(seconds, 3) for stage, seconds in self.timings.items()}

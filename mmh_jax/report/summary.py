@@ -85,9 +85,9 @@ def summary_of(
     command: str,
     sigmas: np.ndarray,
     timings: dict[str, float],
-    diagnostics: dict[str, Any],
+    found: dict[str, Any],
 ) -> dict[str, Any]:
-    """The content of `summary.json`.
+    """The content of `summary.json`, with what else was `found`.
 
     The quantiles of `lid_theta` are over the points that have a plateau; the timings, in seconds,
     those of the run that finished.
@@ -101,8 +101,8 @@ def summary_of(
         "sigmas": [float(sigma) for sigma in sigmas],
         "num_points": len(titles),
         "verdicts": {label.title: titles.count(label.title) for label in Label},
-        "diagnostics": diagnostics,
         "lid_theta": _quantiles(columns["lid_theta"][columns["num_plateaus"] > 0]),
         "lid_star": _quantiles(columns["lid_star"]),
-        "timings": {stage: round(seconds, 3) for stage, seconds in timings.items()},
+        **found,
+        "timings": timings,
     }
