@@ -23,7 +23,13 @@ SCALES = np.geomspace(0.15, 3.0, DIM)
 TRAINED = SCALES * RNG.normal(size=(NUM, DIM))
 WHICH, NORMALS = RNG.integers(0, NUM, 24), RNG.normal(size=(24, DIM))
 LEVELS = sample.karras_levels(12, sigma_min=SIGMA, sigma_max=20.0)
-SETTINGS = mem.Settings(SIGMA, levels=LEVELS, encode_levels=np.geomspace(0.1, 1.0, 12), tiles=1)
+SETTINGS = mem.Settings(
+    SIGMA,
+    levels=LEVELS,
+    encode_levels=np.geomspace(0.1, 1.0, 12),
+    tiles=1,
+    regeneration_levels=np.geomspace(SIGMA, SIGMA / 20, 8),
+)
 
 
 @struct.dataclass
@@ -79,6 +85,12 @@ LID_DETECTORS = (
     "soft_count",
     "normal_bundle",
     "denoising_loss",
+    "denoised_spread",
+    "regeneration",
+    "regeneration_spread",
+    "denoised_spread_log_ratio_baseline",
+    "regeneration_log_ratio_baseline",
+    "regeneration_spread_log_ratio_baseline",
     "flipd_difference",
     "flipd_log_ratio",
     "projected_trace_difference",

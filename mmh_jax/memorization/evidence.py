@@ -22,6 +22,7 @@ import numpy as np
 from mmh_jax import lid
 from mmh_jax.linalg.operator import products_of
 from mmh_jax.memorization import against, along_path, conditional, curvature, inside
+from mmh_jax.memorization.regeneration import Regeneration, regeneration
 from mmh_jax.memorization.subject import At, Settings
 from mmh_jax.sample import heun_path
 from mmh_jax.typing import Array, Key
@@ -95,6 +96,28 @@ def _spectrum_of(which: str) -> Quantity:
     return Quantity(compute, lambda dim, settings: 1 + dim, reads)
 
 
+def _spread_of(which: str) -> Quantity:
+    def compute(at: At, found: Mapping[str, Any], key: Key) -> Any:
+        num_samples = at.settings.num_samples
+        model = getattr(at, which)
+        return lid.denoised_spread(model, at.x, at.sigma, key=key, num_samples=num_samples)
+
+    reads = () if which == "denoiser" else (which,)
+    return Quantity(compute, lambda dim, settings: settings.num_samples, reads)
+
+
+def _regeneration_of(which: str) -> Quantity:
+    def compute(at: At, found: Mapping[str, Any], key: Key) -> Regeneration:
+        levels, num_samples = at.settings.regeneration_levels, at.settings.num_regenerations
+        return regeneration(getattr(at, which), at.x, levels, key=key, num_samples=num_samples)
+
+    def evaluations(dim: int, settings: Settings) -> float:
+        return settings.num_regenerations * (2 * _num_levels(settings.regeneration_levels) - 1)
+
+    reads = () if which == "denoiser" else (which,)
+    return Quantity(compute, evaluations, (*reads, "regeneration_levels"))
+
+
 def _curvature_of(which: str) -> Quantity:
     def compute(at: At, found: Mapping[str, Any], key: Key) -> Any:
         trace = at.settings.curvature_trace
@@ -166,6 +189,10 @@ QUANTITIES: dict[str, Quantity] = {
         ),
         lambda dim, s: 2 * s.num_samples,
     ),
+    "spread_of_denoiser": _spread_of("denoiser"),
+    "spread_of_baseline": _spread_of("baseline"),
+    "regeneration_of_denoiser": _regeneration_of("denoiser"),
+    "regeneration_of_baseline": _regeneration_of("baseline"),
     "residual": Quantity(
         lambda at, found, key: conditional.score_norm(at.denoiser, at.x, at.sigma),
         lambda dim, s: 1,
