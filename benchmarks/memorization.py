@@ -1,6 +1,7 @@
 """Memorization on the ladder of evaluation: where the truth is known, and where it is measured.
 
 A  no training: exact models that have memorized to a known degree, circle and atom.
+C  pictures, unconditional: samples of an overfitting model, against measured copying.
 
     python benchmarks/memorization.py --preset cpu --tiers A --out memorization
 
@@ -15,10 +16,10 @@ from typing import Any, Literal
 
 import tyro
 from common import finish, header
-from ladder import exact
+from ladder import exact, samples
 
-Tier = Literal["A"]
-TIERS = {"A": exact}
+Tier = Literal["A", "C"]
+TIERS = {"A": exact, "C": samples}
 
 
 def main(
