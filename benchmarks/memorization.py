@@ -1,6 +1,8 @@
 """Memorization on the ladder of evaluation: where the truth is known, and where it is measured.
 
 A  no training: exact models that have memorized to a known degree, circle and atom.
+B  the von Mises toy, trained: a point memorized by overfitting and one by the data; ten seeds of
+   its own, whatever `--seeds` says.
 
     python benchmarks/memorization.py --preset cpu --tiers A --out memorization
 
@@ -15,10 +17,10 @@ from typing import Any, Literal
 
 import tyro
 from common import finish, header
-from ladder import exact
+from ladder import exact, toy
 
-Tier = Literal["A"]
-TIERS = {"A": exact}
+Tier = Literal["A", "B"]
+TIERS = {"A": exact, "B": toy}
 
 
 def main(
@@ -33,7 +35,7 @@ def main(
     Args:
         preset: how much.
         tiers: of the ladder.
-        seeds: trainings of each model.
+        seeds: trainings of each model, but in tier B.
         images: what `data.load` reads, for the tiers that train on images.
         out: a folder for models, figures and the JSON file.
     """
