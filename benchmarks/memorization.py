@@ -3,6 +3,7 @@
 A  no training: exact models that have memorized to a known degree, circle and atom.
 B  the von Mises toy, trained: a point memorized by overfitting and one by the data; ten seeds of
    its own, whatever `--seeds` says.
+E  template memory: a part of the picture copied, and where a map of the pixels finds it.
 
     python benchmarks/memorization.py --preset cpu --tiers A --out memorization
 
@@ -17,10 +18,10 @@ from typing import Any, Literal
 
 import tyro
 from common import finish, header
-from ladder import exact, toy
+from ladder import exact, templates, toy
 
-Tier = Literal["A", "B"]
-TIERS = {"A": exact, "B": toy}
+Tier = Literal["A", "B", "E"]
+TIERS = {"A": exact, "B": toy, "E": templates}
 
 
 def main(
