@@ -3,6 +3,7 @@
 A  no training: exact models that have memorized to a known degree, circle and atom.
 B  the von Mises toy, trained: a point memorized by overfitting and one by the data; ten seeds of
    its own, whatever `--seeds` says.
+D  conditional models: one class, or one token of a prompt, tied to one image.
 E  template memory: a part of the picture copied, and where a map of the pixels finds it.
 
     python benchmarks/memorization.py --preset cpu --tiers A --out memorization
@@ -18,10 +19,10 @@ from typing import Any, Literal
 
 import tyro
 from common import finish, header
-from ladder import exact, templates, toy
+from ladder import conditional, exact, templates, toy
 
-Tier = Literal["A", "B", "E"]
-TIERS = {"A": exact, "B": toy, "E": templates}
+Tier = Literal["A", "B", "D", "E"]
+TIERS = {"A": exact, "B": toy, "D": conditional, "E": templates}
 
 
 def main(
