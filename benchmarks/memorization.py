@@ -1,7 +1,11 @@
 """Memorization on the ladder of evaluation: where the truth is known, and where it is measured.
 
 A  no training: exact models that have memorized to a known degree, circle and atom.
+B  the von Mises toy, trained: a point memorized by overfitting and one by the data; ten seeds of
+   its own, whatever `--seeds` says.
 C  pictures, unconditional: samples of an overfitting model, against measured copying.
+D  conditional models: one class, or one token of a prompt, tied to one image.
+E  template memory: a part of the picture copied, and where a map of the pixels finds it.
 
     python benchmarks/memorization.py --preset cpu --tiers A --out memorization
 
@@ -16,10 +20,10 @@ from typing import Any, Literal
 
 import tyro
 from common import finish, header
-from ladder import exact, samples
+from ladder import conditional, exact, samples, templates, toy
 
-Tier = Literal["A", "C"]
-TIERS = {"A": exact, "C": samples}
+Tier = Literal["A", "B", "C", "D", "E"]
+TIERS = {"A": exact, "B": toy, "C": samples, "D": conditional, "E": templates}
 
 
 def main(
@@ -34,7 +38,7 @@ def main(
     Args:
         preset: how much.
         tiers: of the ladder.
-        seeds: trainings of each model.
+        seeds: trainings of each model, but in tier B.
         images: what `data.load` reads, for the tiers that train on images.
         out: a folder for models, figures and the JSON file.
     """

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from common import console, table
 
+from ladder.pictures import pictures
 from ladder.trained import (
     Trained,
     Training,
-    pictures,
     ranked,
     samples_of,
     scores_of,
@@ -63,7 +63,7 @@ SIZES = {
 def one(source: str, seed: int, preset: str, out: Path) -> dict[str, Any]:
     """Train, draw, label, score; metrics by detector."""
     sizes = SIZES[preset]
-    points = pictures(source, preset)
+    points = pictures(source, 28 if preset == "accelerator" else 14)[0]
     order = np.random.default_rng(seed).permutation(len(points))
     data = points[order[: sizes.num_points]]
     held_out = points[order[sizes.num_points :][: sizes.num_held_out]]

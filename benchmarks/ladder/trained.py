@@ -13,7 +13,6 @@ from common import console
 
 from mmh_jax import memorization as mem
 from mmh_jax import sample, train
-from mmh_jax.data import sources
 
 # Relative to the spread of the data.  They were found on one training (digits, seed 0), which no
 # table contains: from .14 to .28 the spread of the denoised did about as well, and so did
@@ -39,14 +38,6 @@ class Trained(NamedTuple):
     model: Any
     early: Any
     scale: float
-
-
-def pictures(source: str, preset: str) -> np.ndarray:
-    """Values from 0 to 1; of 28 x 28 pixels the means of 2 x 2, but on an accelerator."""
-    points = sources.load(source).points
-    if points.shape[1:] == (28, 28) and preset != "accelerator":
-        points = points.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4))
-    return points
 
 
 def trained(points: np.ndarray, about: Training, seed: int, folder: Path) -> Trained:
