@@ -89,7 +89,7 @@ def one(source: str, seed: int, preset: str, out: Path) -> dict[str, Any]:
 
 def auroc(values: np.ndarray, labels: np.ndarray) -> float:
     """Alone, without intervals."""
-    return mem.detection(values, labels, seed=0, num_resamples=1).auroc.value
+    return mem.detection(values, labels, seed=0, num_resamples=100).auroc.value
 
 
 def given_size(
@@ -151,7 +151,7 @@ def run(
     for source in images:
         # Not 0: the scales were found on that one.
         runs = [one(source, seed, preset, out) for seed in range(1, seeds + 1)]
-        rows = rows_of(runs, 20 if preset == "smoke" else 1_000)
+        rows = rows_of(runs, 100 if preset == "smoke" else 1_000)
         shown = [
             {name: row[name] for name in ("detector", "kind", "evaluations")}
             | {name: spoken(row[name]) for name in ("AUROC", "AUPRC", "TPR at 1% FPR")}
@@ -164,7 +164,7 @@ def run(
         compared = [
             mem.compare(
                 run["values"][best["detector"]], run["values"][other["detector"]], run["labels"],
-                seed=0, num_resamples=20 if preset == "smoke" else 1_000,
+                seed=0, num_resamples=100 if preset == "smoke" else 1_000,
             )
             for run in runs
         ]  # fmt: skip
