@@ -92,7 +92,9 @@ def planted(points: np.ndarray, sizes: Sizes, seed: int) -> Planted:
             planting.plant_duplicates(
                 part, copies=sizes.num_versions, num_planted=num, key=key, perturb=perturb
             )
-            for part, key, perturb in zip(parts[1:], keys[1:], (augment.shift(1), noise), strict=True)
+            for part, key, perturb in zip(
+                parts[1:], keys[1:], (augment.shift(1), noise), strict=True
+            )
         ),
     ]  # fmt: skip
     starts = np.cumsum([0, *(len(each.points) for each in found)])[:-1]
@@ -181,7 +183,10 @@ def detections(runs: list[dict[str, Any]], what: str, pool: str) -> list[dict[st
 def dose_response(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """By kind and number of copies: how many were extracted, and the dimension."""
     rows = []
-    cases = sorted({(str(k), int(c)) for run in runs for k, c in zip(run["kinds"], run["counts"])})
+    cases = sorted({
+        (str(kind), int(count))
+        for run in runs for kind, count in zip(run["kinds"], run["counts"], strict=True)
+    })  # fmt: skip
     for kind, count in cases:
         own = [(run["kinds"] == kind) & (run["counts"] == count) for run in runs]
         share = [float(np.mean(run["extracted"][o] > 0)) for run, o in zip(runs, own, strict=True)]
