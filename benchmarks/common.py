@@ -45,6 +45,11 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def number(value: Any) -> float | None:
+    """A number as JSON holds it: None where it is not finite."""
+    return float(value) if np.isfinite(value) else None
+
+
 def finish(out: Path, about: dict[str, Any], content: dict[str, Any], failures: list[str]) -> int:
     """Write the JSON file, say what failed, and return the exit code."""
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,12 @@
 """Memorization on the ladder of evaluation: where the truth is known, and where it is measured.
 
 A  no training: exact models that have memorized to a known degree, circle and atom.
+B  the von Mises toy, trained: a point memorized by overfitting and one by the data; ten seeds of
+   its own, whatever `--seeds` says.
+C  pictures, unconditional, against measured copying: training pictures of which some are there
+   many times, and samples of an overfitting model.
+D  conditional models: one class, or one token of a prompt, tied to one image.
+E  template memory: a part of the picture copied, and where a map of the pixels finds it.
 
     python benchmarks/memorization.py --preset cpu --tiers A --out memorization
 
@@ -15,10 +21,16 @@ from typing import Any, Literal
 
 import tyro
 from common import finish, header
-from ladder import exact
+from ladder import conditional, duplicates, exact, samples, templates, toy
 
-Tier = Literal["A"]
-TIERS = {"A": exact}
+Tier = Literal["A", "B", "C", "D", "E"]
+TIERS = {
+    "A": (exact,),
+    "B": (toy,),
+    "C": (duplicates, samples),
+    "D": (conditional,),
+    "E": (templates,),
+}
 
 
 def main(
@@ -33,7 +45,7 @@ def main(
     Args:
         preset: how much.
         tiers: of the ladder.
-        seeds: trainings of each model.
+        seeds: trainings of each model, but in tier B.
         images: what `data.load` reads, for the tiers that train on images.
         out: a folder for models, figures and the JSON file.
     """
@@ -41,8 +53,10 @@ def main(
     content: dict[str, Any] = {}
     out.mkdir(parents=True, exist_ok=True)
     for tier in tiers:
-        content[tier], failed = TIERS[tier].run(preset, seeds, out, images)
-        failures += [f"{tier}: {failure}" for failure in failed]
+        for part in TIERS[tier]:
+            found, failed = part.run(preset, seeds, out, images)
+            content.setdefault(tier, {})[part.__name__.split(".")[-1]] = found
+            failures += [f"{tier}: {failure}" for failure in failed]
     return finish(out / "memorization.json", about, content, failures)
 
 

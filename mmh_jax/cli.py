@@ -214,10 +214,9 @@ class Detect:
         model: The folder of a model, as `mmh-jax train` writes it.
         data: `digits`, a .npy or .npz file, an idx file, or a folder of images.
         out: The CSV file to write.
-        detectors: One or more of flipd, expected_flipd, projected_trace, denoising_loss, cfg_norm,
-            ... (`mmh_jax.memorization.DETECTORS`); by default expected_flipd, projected_trace,
-            denoising_loss, the baselines score_norm, pixel_variance, png_bytes and
-            nearest_distance, and some for what `--label` and `--baseline` give, where they apply.
+        detectors: One or more of flipd, denoised_spread, regeneration, cfg_norm, ...
+            (`mmh_jax.memorization.DETECTORS`); by default those of the model that are usual, simple
+            ones to compare with, and some for what `--label` and `--baseline` give.
         generate: Score so many samples of the model, instead of the points of the data.
         sigma: Noise level of all detectors, in data units; `auto` takes the median of the plateaus
             of 128 points of the data, for which it looks at no label.
@@ -248,9 +247,8 @@ class Detect:
         """Score, write the files, and print what was found."""
         report = _library()
         start = time.monotonic()
-        settings = dataclasses.asdict(self) | {
-            "sigma": None if self.sigma == "auto" else self.sigma
-        }
+        sigma = None if self.sigma == "auto" else self.sigma
+        settings = dataclasses.asdict(self) | {"sigma": sigma}
         by_label = settings.pop("label")
         with console.progress() as progress:
             _, summary = report.detect(
@@ -274,10 +272,9 @@ class Audit:
 
     At each point LID_theta, of the model, is compared with LID_*, of the data.  OD-Mem: the model
     has lost dimensions there; DD-Mem: the data have almost none themselves.  Samples of the model
-    say which training points it gives away: `extracted` counts the samples that copy each; scores
-    of detectors stand beside it.  Writes summary.json, points.csv, samples.npz and lid.png, and the
-    model if it was trained.  Interrupted or killed, it continues when the same command is run
-    again.
+    say which training points it gives away: `extracted` counts the samples that copy each.  Writes
+    summary.json, points.csv, samples.npz and lid.png, and the model if it was trained.  Interrupted
+    or killed, it continues when the same command is run again.
 
     Attributes:
         source: `digits`, a .npy or .npz file, an idx file, or a folder of images.
@@ -291,9 +288,8 @@ class Audit:
         num_neighbors: Nearest neighbours for LID_*, at least 4.
         num_samples: Compare so many samples of the model with the data; by default as many as the
             preset says.
-        detectors: One or more of `mmh_jax.memorization.DETECTORS`, as for `mmh-jax detect`, at the
-            median of the plateaus; by default expected_flipd, projected_trace, denoising_loss,
-            nearest_distance and, of pictures, png_bytes.
+        detectors: As for `mmh-jax detect`, at the median of the plateaus; by default
+            expected_flipd, projected_trace, nearest_distance and, of pictures, png_bytes.
         overwrite: Replace an audit in the folder.
     """
 
@@ -334,9 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; by default those of the process, which an interrupt then ends here.
     """
     is_process, argv = argv is None, sys.argv[1:] if argv is None else list(argv)
-    commands = {
-        "train": Train, "lid": Lid, "lid-data": LidData, "detect": Detect, "audit": Audit
-    }  # fmt: skip
+    commands = {"train": Train, "lid": Lid, "lid-data": LidData, "detect": Detect, "audit": Audit}
     if argv[:2] == ["lid", "data"]:  # a folder `data` is written `./data`
         argv = ["lid-data", *argv[2:]]
     try:

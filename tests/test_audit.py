@@ -139,11 +139,7 @@ def test_samples_say_what_was_extracted_and_detectors_stand_beside_it(finished):
 
     names = [name for name in rows[0] if name.startswith("score_")]
     detectors = [*DETECTORS, "png_bytes"]
-    assert names == [
-        f"score_{name}{end}"
-        for name in detectors
-        for end in (("", "_stderr") if name == "denoising_loss" else ("",))
-    ]
+    assert names == [f"score_{name}" for name in detectors]
     column = {name: np.array([float(row[name]) for row in rows]) for name in names}
     np.testing.assert_array_equal(
         column["score_nearest_distance"], [-float(row["nearest_distance"]) for row in rows]

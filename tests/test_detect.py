@@ -82,7 +82,7 @@ def test_points_of_a_trained_model_have_the_scores_that_the_library_gives(here, 
     command = ["train", "labelled.npz", "--preset", "smoke", "--num-steps", "20", "--out", "new"]
     assert main(command) == 0
     save_model(here / "other")
-    names = ["flipd", "denoising_loss", "score_norm", "projected_trace_log_ratio_baseline"]
+    names = ["flipd", "denoised_spread", "score_norm", "regeneration_log_ratio_baseline"]
     names += ["danger_zone", "nearest_distance"]
     extra = ["--sigma", "0.3", "--num-points", "23", "--chunk-size", "8", "--baseline", "other"]
     assert detect("--model", "new", "--data", "labelled.npz", *extra, "--detectors", *names) == 0
@@ -123,7 +123,7 @@ def test_defaults_are_what_applies(here):
     assert detect("--data", "points.npy", "--sigma", "0.3") == 0
     rows = rows_of("out.csv")
     # This model does not say what it was trained on.
-    names = ["expected_flipd", "projected_trace", "denoising_loss", "score_norm", "pixel_variance"]
+    names = ["expected_flipd", "projected_trace", "denoised_spread", "score_norm", "pixel_variance"]
     assert [name for name in rows[0] if not name.endswith("stderr")] == [
         "index",
         *(f"score_{name}" for name in names),

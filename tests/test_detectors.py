@@ -265,6 +265,8 @@ def test_encoded_cfg_norm_is_at_the_end_of_the_flow(x64):
         expected = np.linalg.norm(np.subtract(*answers(end, 2.0)[:2])) / 2.0
         found = mem.encoded_cfg_norm(CONDITIONAL, NULL, X, up, flow=flow)
         np.testing.assert_allclose(found, expected, rtol=1e-3)
+        compiled = jax.jit(lambda x, f=flow: mem.encoded_cfg_norm(CONDITIONAL, NULL, x, up, flow=f))
+        np.testing.assert_allclose(compiled(X), found, rtol=1e-9)
 
 
 def test_step_stability_is_the_largest_z_score(x64):

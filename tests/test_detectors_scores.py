@@ -12,7 +12,9 @@ from scipy.stats import spearmanr
 from mmh_jax import denoise, lid, linalg, nn, noise, sample
 from mmh_jax import memorization as mem
 from mmh_jax.analytic import Empirical, LinearGaussian, Mixture
+from mmh_jax.memorization.evidence import gather
 from mmh_jax.memorization.scoring import _kept_program
+from mmh_jax.memorization.subject import At
 from mmh_jax.typing import Estimate
 
 RNG = np.random.default_rng(0)
@@ -23,7 +25,13 @@ SCALES = np.geomspace(0.15, 3.0, DIM)
 TRAINED = SCALES * RNG.normal(size=(NUM, DIM))
 WHICH, NORMALS = RNG.integers(0, NUM, 24), RNG.normal(size=(24, DIM))
 LEVELS = sample.karras_levels(12, sigma_min=SIGMA, sigma_max=20.0)
-SETTINGS = mem.Settings(SIGMA, levels=LEVELS, encode_levels=np.geomspace(0.1, 1.0, 12), tiles=1)
+SETTINGS = mem.Settings(
+    SIGMA,
+    levels=LEVELS,
+    encode_levels=np.geomspace(0.1, 1.0, 12),
+    tiles=1,
+    regeneration_levels=np.geomspace(SIGMA, SIGMA / 20, 8),
+)
 
 
 @struct.dataclass
@@ -79,6 +87,12 @@ LID_DETECTORS = (
     "soft_count",
     "normal_bundle",
     "denoising_loss",
+    "denoised_spread",
+    "regeneration",
+    "regeneration_spread",
+    "denoised_spread_log_ratio_baseline",
+    "regeneration_log_ratio_baseline",
+    "regeneration_spread_log_ratio_baseline",
     "flipd_difference",
     "flipd_log_ratio",
     "projected_trace_difference",
@@ -420,3 +434,32 @@ def test_compressed_sizes_are_minus_their_bytes():
     np.testing.assert_array_equal(found.value["zlib_bytes"], -mem.zlib_bytes(images))
     assert found.value["png_bytes"].argmax() == 0
     assert found.total == 0
+
+
+def test_quantities_wait_for_each_other():
+    """Decompositions of as many batches as cores, computed at once, would wait forever on CPU."""
+    x = jnp.asarray(samples_of(0.0)[:2])
+    baseline = Memory(0.2)
+
+    def second_alone(x):
+        at = At(x, Memory(0.5), None, baseline, None, None, None, SETTINGS)
+        found = gather(("spectrum_of_denoiser", "spectrum_of_baseline"), at, KEY)
+        return found["spectrum_of_baseline"].eigenvalues
+
+    compiled = jax.jit(jax.vmap(second_alone)).lower(x).compile()
+    assert compiled.as_text().count('custom_call_target="lapack_ssyevd_ffi"') == 2
+    direct = jax.vmap(lambda x: lid.jacobian_spectrum(baseline, x, SIGMA).eigenvalues)(x)
+    np.testing.assert_allclose(compiled(x), direct, atol=1e-5)
+
+
+def test_what_could_not_be_computed_does_not_spread():
+    def broken(x, sigma):
+        return x * jnp.nan
+
+    x = samples_of(0.0)[:2]
+    names = ["projected_trace", "curvature_difference_baseline", "regeneration", "score_norm"]
+    subject = mem.Subject(x, broken, baseline=Memory(0.0), data=x)
+    found = mem.scores([*names, "nearest_distance", "pixel_variance"], subject, SETTINGS, key=KEY)
+    assert all(np.isnan(found.value[name]).all() for name in names)
+    assert np.isfinite(found.value["nearest_distance"]).all()
+    assert np.isfinite(found.value["pixel_variance"]).all()

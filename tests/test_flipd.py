@@ -238,6 +238,7 @@ def test_lanczos_is_the_dense_projection_on_a_trained_network():
         lid.tangent_space,
         lid.richardson,
         functools.partial(lid.denoising_loss, key=jax.random.key(0)),
+        functools.partial(lid.denoised_spread, key=jax.random.key(0)),
         functools.partial(lid.soft_rank_lanczos, key=jax.random.key(0)),
         functools.partial(lid.normal_bundle_spectrum, key=jax.random.key(0)),
     ],

@@ -62,6 +62,30 @@ def test_near_duplicates_are_one_for_the_calibrated_distance():
     assert found.counts.sum() == 1
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000))
+def test_those_of_a_group_count_as_one(seed):
+    points, samples = normal(20, 3, seed=seed), normal(9, 3, seed=seed + 1)
+    points = np.concatenate([points, points[:3]])
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, 6, 20)
+    groups = np.concatenate([groups, groups[:3]])
+    found = copies(samples, points, threshold=0.9, groups=groups)
+    distances = np.linalg.norm(samples[:, None] - points, axis=2)
+    nearest = distances.argmin(axis=1)
+    other = np.where(groups == groups[nearest][:, None], np.inf, distances).min(axis=1)
+    np.testing.assert_allclose(found.ratio, distances.min(axis=1) / other, rtol=1e-4)
+    np.testing.assert_array_equal(groups[found.nearest], groups[nearest])
+    assert all(found.cluster == [np.flatnonzero(groups == group)[0] for group in groups])
+    assert all(calibrated_copies(samples, points, groups=groups).cluster == found.cluster)
+
+
+def test_groups_and_a_tolerance_link_together():
+    points = np.array([[0.0], [1.0], [5.0], [9.0], [9.5]], np.float32)
+    found = copies(points[:1] + 0.1, points, tolerance=0.6, groups=np.array([0, 1, 2, 0, 3]))
+    assert found.cluster.tolist() == [0, 1, 2, 0, 0]
+
+
 def test_fifty_neighbors_where_there_are_fewer():
     points = np.array([[0.0], [1.0], [1.0]])
     assert calibrated_copies(np.array([[0.25]]), points).ratio[0] == pytest.approx(0.25 / 0.25)
@@ -146,6 +170,13 @@ def test_intervals_cover_at_least_as_often_as_they_say(rate):
         (lambda s, p: calibrated_copies(s, p, num_neighbors=1), "at least 2"),
         (lambda s, p: calibrated_copies(s, p, alpha=0), "must be positive"),
         (lambda s, p: calibrated_copies(s, p[:1]), "whether one of them was copied"),
+        (lambda s, p: copies(s, p, groups=np.zeros(3, int)), "one integer for each"),
+        (lambda s, p: copies(s, p, groups=np.zeros(len(p))), "one integer for each"),
+        (lambda s, p: copies(s, p, groups=np.zeros(len(p), int)), "or one group"),
+        (
+            lambda s, p: copies(s, np.concatenate([p, p[:1]]), groups=np.arange(len(p) + 1)),
+            "equals an earlier one of another group",
+        ),
         (lambda s, p: feature_copies(s, p), "one of"),
         (lambda s, p: feature_copies(s, p, distance=1.0, similarity=0.5), "one of"),
         (lambda s, p: feature_copies(s, p, similarity=1.0), "not in"),

@@ -57,6 +57,9 @@ ESTIMATORS = {
     "denoising_loss": lambda model, x, *, key: lid.denoising_loss(
         model, x, SIGMA, key=key, num_samples=8
     ),
+    "denoised_spread": lambda model, x, *, key: lid.denoised_spread(
+        model, x, SIGMA, key=key, num_samples=8
+    ),
     "jacobian_spectrum": lambda model, x, *, key: lid.jacobian_spectrum(model, x, SIGMA),
     "spectral_curve": lambda model, x, *, key: lid.spectral_curve(
         model, x, SIGMA * jnp.array([1.0, 2.0])

@@ -30,6 +30,9 @@ from mmh_jax.typing import Array, Denoiser, Estimate
 LID_DETECTORS = (
     "flipd", "projected_flipd", "thresholded_flipd", "tangential_flipd", "expected_flipd",
     "projected_trace", "eigenvalue_count", "soft_count", "normal_bundle", "denoising_loss",
+    "denoised_spread", "regeneration", "regeneration_spread",
+    "denoised_spread_log_ratio_baseline", "regeneration_log_ratio_baseline",
+    "regeneration_spread_log_ratio_baseline",
     "flipd_difference", "flipd_log_ratio", "projected_trace_difference",
     "projected_trace_log_ratio", "eigenvalue_count_difference",
     "projected_trace_log_ratio_baseline", "curvature_difference", "curvature_difference_baseline",
@@ -103,6 +106,7 @@ def dose_response(sizes: Sizes) -> tuple[list[dict[str, Any]], list[str]]:
     settings = mem.Settings(
         SIGMA, levels=sample.karras_levels(12, sigma_min=SIGMA, sigma_max=20.0),
         encode_levels=np.geomspace(0.1, 1.0, 12), tiles=1,
+        regeneration_levels=np.geomspace(SIGMA, SIGMA / 20, 8),
     )  # fmt: skip
     data = np.asarray(law.points @ law.basis.T)
     means: dict[str, list[float]] = {name: [] for name in (*LID_DETECTORS, *OTHERS)}

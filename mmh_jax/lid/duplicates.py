@@ -115,10 +115,10 @@ def _linked(points: np.ndarray, tolerance: float, progress: Progress | None) -> 
     starts, column = np.nonzero(near)
     ends = found.indices[starts, column]
     short = _lengths(points, starts, ends) <= tolerance
-    labels = _joined(num, starts[short], ends[short])
+    labels = connected(num, starts[short], ends[short])
     # Where a few neighbours are all near there may be more, in other groups.
     crowded = np.flatnonzero(near.all(axis=1) & (near.shape[1] < num - 1))
-    return _joined(labels.max() + 1, *_between_groups(points, labels, crowded, tolerance))[labels]
+    return connected(labels.max() + 1, *_between_groups(points, labels, crowded, tolerance))[labels]
 
 
 def _lengths(points: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ def _between_groups(
     return starts, ends
 
 
-def _joined(num: int, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def connected(num: int, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """(num,) the connected component of each node of a graph."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components

@@ -47,6 +47,7 @@ from mmh_jax.memorization.metrics import (
     detection,
     over_seeds,
 )
+from mmh_jax.memorization.regeneration import Regeneration, regeneration
 from mmh_jax.memorization.scoring import Scores, scores
 from mmh_jax.memorization.subject import Settings, Subject
 from mmh_jax.memorization.verdict import Label, Verdict, verdict
@@ -64,6 +65,7 @@ __all__ = [
     "Interval",
     "Label",
     "Quantity",
+    "Regeneration",
     "Scores",
     "Settings",
     "StepReference",
@@ -101,6 +103,7 @@ __all__ = [
     "pixel_variance",
     "png_bytes",
     "rate_interval",
+    "regeneration",
     "score_norm",
     "scores",
     "sharpness",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmh_jax.memorization.conditional import noise_difference, norm
 from mmh_jax.sample import Path, heun_path
@@ -79,7 +80,7 @@ def encoded_cfg_norm(
     Array(0.71, dtype=float32)
     """
     x, levels = check_point("encoded_cfg_norm", conditional, x, sigmas, levels=1)
-    up = is_traced(levels) or bool(jnp.all(jnp.diff(levels) > 0))
+    up = is_traced(levels) or bool(np.all(np.diff(levels) > 0))
     if levels.size < 2 or not up:
         raise ValueError(
             "`encoded_cfg_norm(sigmas=...)` must be at least 2 increasing noise levels: the flow "

@@ -4,7 +4,8 @@ r"""Detectors of memorization, by name: a score for each point, larger = more me
 |------------------------------------------------------------------------|------------------------|
 | `flipd`, `projected_`, `thresholded_`, `tangential_`, `expected_flipd`,|                        |
 | `projected_trace`, `eigenvalue_count`, `soft_count`, `normal_bundle`,  |                        |
-| `denoising_loss`, `residual`, `score_norm`                             | the model at the point |
+| `denoising_loss`, `denoised_spread`, `residual`, `score_norm`          | the model at the point |
+| `regeneration`, `regeneration_spread`                                  | its sampler from there |
 | `*_unconditional`, `*_difference`, `*_log_ratio`; `cfg_norm` and its   |                        |
 | kin, `sharpness`, `curvature_difference`, `anisotropy`, ...            | a conditional pair     |
 | `*_baseline`                                                           | an earlier model       |
@@ -148,6 +149,9 @@ DETECTORS: dict[str, Detector] = {
         _of_one("soft_count", "soft_count", _minus),
         _of_one("normal_bundle", "normal_bundle", _bundle_rank),
         _of_one("denoising_loss", "denoising_loss", _minus),
+        _of_one("denoised_spread", "spread_of_denoiser", _minus),
+        _of_one("regeneration", "regeneration_of_denoiser", lambda r: _minus(r.dimension)),
+        _of_one("regeneration_spread", "regeneration_of_denoiser", lambda r: _minus(r.spread)),
         _of_one("residual", "residual", lambda value: _sure(-value)),
         _of_one("score_norm", "score_norm", _sure),
         # Dimensions with and without the condition, now and before.
@@ -165,6 +169,23 @@ DETECTORS: dict[str, Detector] = {
             "projected_trace_log_ratio_baseline",
             "spectrum",
             _projected_trace,
+            _log_ratio,
+            "baseline",
+        ),
+        _of_two(
+            "denoised_spread_log_ratio_baseline", "spread", lambda e: e, _log_ratio, "baseline"
+        ),
+        _of_two(
+            "regeneration_log_ratio_baseline",
+            "regeneration",
+            lambda r: r.dimension,
+            _log_ratio,
+            "baseline",
+        ),
+        _of_two(
+            "regeneration_spread_log_ratio_baseline",
+            "regeneration",
+            lambda r: r.spread,
             _log_ratio,
             "baseline",
         ),

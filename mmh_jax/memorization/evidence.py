@@ -22,6 +22,7 @@ import numpy as np
 from mmh_jax import lid
 from mmh_jax.linalg.operator import products_of
 from mmh_jax.memorization import against, along_path, conditional, curvature, inside
+from mmh_jax.memorization.regeneration import Regeneration, regeneration
 from mmh_jax.memorization.subject import At, Settings
 from mmh_jax.sample import heun_path
 from mmh_jax.typing import Array, Key
@@ -68,10 +69,27 @@ def gather(names: Any, at: At, key: Key) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name in with_needs(names):
+        at = at._replace(x=_after(at.x, found))
         # The same probes with and without the condition: what is common to both cancels.
         own = jax.random.fold_in(key, zlib.crc32(name.split("_of_")[0].encode()))
         found[name] = QUANTITIES[name].compute(at, found, own)
     return found
+
+
+def _after(x: Array, done: Any) -> Array:
+    """x, once all of `done` is computed.
+
+    Left to itself XLA on CPU computes independent quantities at once, and decompositions of several
+    batches of matrices as parallel tasks, each of which waits, in one of as many threads as there
+    are cores, for others of the same threads: with as many spectra as cores it waits forever.
+    """
+    zero = jnp.zeros((), x.dtype)
+    for leaf in jax.tree.leaves(done):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size:
+            first = jnp.ravel(leaf)[0].astype(x.dtype)
+            # Not simplified away: 0 times a number may be NaN, for all that the compiler knows.
+            zero = zero + 0 * jnp.where(jnp.isfinite(first), first, 0)
+    return x + zero
 
 
 def _num_levels(levels: Any) -> int:
@@ -93,6 +111,28 @@ def _spectrum_of(which: str) -> Quantity:
 
     reads = () if which == "denoiser" else (which,)
     return Quantity(compute, lambda dim, settings: 1 + dim, reads)
+
+
+def _spread_of(which: str) -> Quantity:
+    def compute(at: At, found: Mapping[str, Any], key: Key) -> Any:
+        num_samples = at.settings.num_samples
+        model = getattr(at, which)
+        return lid.denoised_spread(model, at.x, at.sigma, key=key, num_samples=num_samples)
+
+    reads = () if which == "denoiser" else (which,)
+    return Quantity(compute, lambda dim, settings: settings.num_samples, reads)
+
+
+def _regeneration_of(which: str) -> Quantity:
+    def compute(at: At, found: Mapping[str, Any], key: Key) -> Regeneration:
+        levels, num_samples = at.settings.regeneration_levels, at.settings.num_regenerations
+        return regeneration(getattr(at, which), at.x, levels, key=key, num_samples=num_samples)
+
+    def evaluations(dim: int, settings: Settings) -> float:
+        return settings.num_regenerations * (2 * _num_levels(settings.regeneration_levels) - 1)
+
+    reads = () if which == "denoiser" else (which,)
+    return Quantity(compute, evaluations, (*reads, "regeneration_levels"))
 
 
 def _curvature_of(which: str) -> Quantity:
@@ -166,6 +206,10 @@ QUANTITIES: dict[str, Quantity] = {
         ),
         lambda dim, s: 2 * s.num_samples,
     ),
+    "spread_of_denoiser": _spread_of("denoiser"),
+    "spread_of_baseline": _spread_of("baseline"),
+    "regeneration_of_denoiser": _regeneration_of("denoiser"),
+    "regeneration_of_baseline": _regeneration_of("baseline"),
     "residual": Quantity(
         lambda at, found, key: conditional.score_norm(at.denoiser, at.x, at.sigma),
         lambda dim, s: 1,

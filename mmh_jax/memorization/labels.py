@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmh_jax.lid.duplicates import Duplicates, find_duplicates
+from mmh_jax.lid.duplicates import Duplicates, connected, find_duplicates
 from mmh_jax.lid.neighbors import nearest_neighbors
 from mmh_jax.typing import ArrayLike, Estimate
 
@@ -75,6 +75,7 @@ def copies(
     *,
     threshold: float = 1 / 3,
     tolerance: float = 0.0,
+    groups: ArrayLike | None = None,
 ) -> Copies:
     """Which samples are copies of a training point by d_1 / d_2.
 
@@ -84,6 +85,8 @@ def copies(
         threshold: of d_1 / d_2, between 0 and 1.
         tolerance: training points linked by steps no longer than it count as one
             (`lid.find_duplicates`): set it where there are near-duplicates.
+        groups: (N,) integers, where it is known which training points count as one: versions of a
+            picture, frames of a scene.  Equal points are in one group.
 
     d_2 is the distance to the nearest point that is not linked to the first.
 
@@ -91,8 +94,8 @@ def copies(
 
     Raises:
         TypeError: if samples or points are not of a floating dtype.
-        ValueError: if shapes differ, values are not finite, all points are one, or the threshold is
-            not between 0 and 1.
+        ValueError: if shapes differ, values are not finite, all points are one, equal points are
+            in different groups, or the threshold is not between 0 and 1.
 
     >>> points = np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
     >>> found = copies(np.array([[0.5, 0.0], [2.0, 0.0], [4.1, 0.0]]), points)
@@ -101,7 +104,7 @@ def copies(
     """
     if not 0 < threshold < 1:
         raise ValueError(f"`copies(threshold={threshold})` must lie between 0 and 1.")
-    near = _different("copies", samples, points, 2, tolerance)
+    near = _different("copies", samples, points, 2, tolerance, groups)
     d_1, d_2 = near.distances.T
     return _judged(near, _over(d_1, d_2), threshold)
 
@@ -114,6 +117,7 @@ def calibrated_copies(
     alpha: float = 0.5,
     num_neighbors: int = 50,
     tolerance: float = 0.0,
+    groups: ArrayLike | None = None,
 ) -> Copies:
     """Which samples are copies by Carlini's distance, d_1 / (alpha * mean of d_1, ..., d_n).
 
@@ -121,7 +125,7 @@ def calibrated_copies(
     neighbours are equally far, as they are in high dimensions.
 
     Args:
-        samples, points, tolerance: as for `copies`.
+        samples, points, tolerance, groups: as for `copies`.
         threshold: of the calibrated distance.  There is no established one; at 1 a copy lies nearer
             than `alpha` times the mean of its neighbours.
         alpha: of the denominator, 1/2 in the paper.  Only `threshold * alpha` matters for labels.
@@ -148,7 +152,7 @@ def calibrated_copies(
             f"`calibrated_copies(num_neighbors={num_neighbors})` must be at least 2: the distance "
             "to the nearest point alone has nothing to be compared with."
         )
-    near = _different("calibrated_copies", samples, points, num_neighbors, tolerance)
+    near = _different("calibrated_copies", samples, points, num_neighbors, tolerance, groups)
     ratio = _over(near.distances[:, 0], near.distances.mean(axis=1)) / alpha
     return _judged(near, ratio, threshold)
 
@@ -208,17 +212,24 @@ class _Near(NamedTuple):
 
 
 def _different(
-    caller: str, samples: ArrayLike, points: ArrayLike, num: int, tolerance: float
+    caller: str,
+    samples: ArrayLike,
+    points: ArrayLike,
+    num: int,
+    tolerance: float,
+    groups: ArrayLike | None = None,
 ) -> _Near:
     """The nearest member of each of the `num` nearest clusters, or of all if there are fewer."""
     points = np.asarray(points)
     equal = find_duplicates(points)
     different = points[equal.first]
     clusters = find_duplicates(different, tolerance=tolerance)
+    if groups is not None:
+        clusters = _linked(clusters, _checked_groups(caller, groups, equal))
     if num > 1 and len(clusters.first) < 2:
         raise ValueError(
             f"`{caller}(points=...)`: its {len(points)} points are one to the tolerance "
-            f"{tolerance}; whether one of them was copied cannot be said."
+            f"{tolerance}, or one group; whether one of them was copied cannot be said."
         )
     num = min(num, len(clusters.first))
     # Among so many neighbours there are members of `num` clusters.
@@ -231,6 +242,38 @@ def _different(
         equal.first[near.indices[:, 0]],
         _first_rows(equal, clusters),
     )
+
+
+def _checked_groups(caller: str, groups: ArrayLike, equal: Duplicates) -> np.ndarray:
+    """The groups of the different points."""
+    groups = np.asarray(groups)
+    if groups.shape != equal.cluster.shape or not np.issubdtype(groups.dtype, np.integer):
+        raise ValueError(
+            f"`{caller}(groups=...)` has shape {groups.shape} and dtype {groups.dtype}; it takes "
+            f"one integer for each of the {len(equal.cluster)} points."
+        )
+    of_first = groups[equal.first]
+    apart = np.flatnonzero(of_first[equal.cluster] != groups)
+    if len(apart):
+        raise ValueError(
+            f"`{caller}(groups=...)`: point {apart[0]} equals an earlier one of another group; "
+            "give both the same."
+        )
+    return of_first
+
+
+def _linked(clusters: Duplicates, groups: np.ndarray) -> Duplicates:
+    """Points linked by a chain in which each is in the cluster or the group of the next."""
+    num = len(groups)
+    # A graph of the points and, beyond them, a node for each cluster and for each group.
+    group = np.unique(groups, return_inverse=True)[1] + num + len(clusters.first)
+    ends = np.concatenate([clusters.cluster + num, group])
+    component = connected(int(group.max()) + 1, np.tile(np.arange(num), 2), ends)[:num]
+    _, first, cluster, counts = np.unique(
+        component, return_index=True, return_inverse=True, return_counts=True
+    )
+    order = np.argsort(first)
+    return Duplicates(np.argsort(order)[cluster], first[order], counts[order])
 
 
 def _is_repeated(numbers: np.ndarray) -> np.ndarray:

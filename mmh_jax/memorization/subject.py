@@ -52,7 +52,10 @@ class Settings:
         spread: the standard deviation of the data per coordinate.
         trace: of FLIPD.
         curvature_trace: of the curvature difference, linear.
-        num_samples: draws of noise for the denoising loss.
+        num_samples: draws of noise for the denoising loss and the spread of the denoised.
+        regeneration_levels: (S,) decreasing noise levels; the first is that of the noise from which
+            a point is regenerated, best about half of the spread.
+        num_regenerations: of each point.
         bundle_samples: for the normal bundle; 4 D by default.
         soft_probes, soft_order: of `lid.soft_rank_lanczos`.
         danger_samples: draws of noise for the danger zone.
@@ -67,6 +70,8 @@ class Settings:
     trace: Any = struct.field(pytree_node=False, default=linalg.exact())
     curvature_trace: Any = struct.field(pytree_node=False, default=linalg.rademacher(16))
     num_samples: int = struct.field(pytree_node=False, default=64)
+    regeneration_levels: Any = None
+    num_regenerations: int = struct.field(pytree_node=False, default=16)
     bundle_samples: int | None = struct.field(pytree_node=False, default=None)
     soft_probes: int = struct.field(pytree_node=False, default=8)
     soft_order: int = struct.field(pytree_node=False, default=16)

@@ -38,7 +38,7 @@ from mmh_jax.typing import Estimate, Key
 __all__ = ["audit"]
 
 # By default; of pictures `png_bytes`, too.
-DETECTORS = ("expected_flipd", "projected_trace", "denoising_loss", "nearest_distance")
+DETECTORS = ("expected_flipd", "projected_trace", "nearest_distance")
 
 Model = tuple[Any, train.ModelConfig]
 

@@ -39,6 +39,7 @@ LEAST = 2  # of the memorized and of the others, to say how well a detector does
 DISTANCE = "nearest_distance"
 SAMPLER_LEVELS = 32
 ENCODE_LEVELS = 12
+REGENERATION_LEVELS = 9
 
 _CURES = {
     "unconditional": (
@@ -70,14 +71,14 @@ def defaults(*, given: Iterable[str], is_image: bool) -> tuple[str, ...]:
         is_image: whether points are pictures.
 
     >>> defaults(given=["data"], is_image=False)[:3]
-    ('expected_flipd', 'projected_trace', 'denoising_loss')
+    ('expected_flipd', 'projected_trace', 'denoised_spread')
     """
     optional = {
         "unconditional": ("projected_trace_difference", "cfg_norm"),
-        "baseline": ("projected_trace_log_ratio_baseline",),
+        "baseline": ("projected_trace_log_ratio_baseline", "regeneration_log_ratio_baseline"),
         "data": (DISTANCE,),
     }
-    names = ["expected_flipd", "projected_trace", "denoising_loss", "score_norm"]
+    names = ["expected_flipd", "projected_trace", "denoised_spread", "score_norm"]
     names += [name for field, some in optional.items() if field in given for name in some]
     return (*names, "pixel_variance", *(("png_bytes",) if is_image else ()))
 
@@ -146,9 +147,11 @@ def settings_of(config: ModelConfig, sigma: float) -> memorization.Settings:
     """The noise levels at which detectors look at a model of this configuration.
 
     Dimensions at `sigma`; the sampler's on the whole range of the training; a clean point is
-    carried up from `sigma` to three times the spread of the data.
+    carried up from `sigma` to three times the spread of the data, and regenerated from noise of
+    half of it.
     """
     spread = config.scale * config.sigma_data
+    noised = min(max(spread / 2, 2 * config.sigma_min), config.sigma_max)
     top = max(min(3 * spread, config.sigma_max), 2 * sigma)
     levels = karras_levels(SAMPLER_LEVELS, sigma_min=config.sigma_min, sigma_max=config.sigma_max)
     return memorization.Settings(
@@ -156,6 +159,9 @@ def settings_of(config: ModelConfig, sigma: float) -> memorization.Settings:
         levels=levels,
         encode_levels=np.geomspace(sigma, top, ENCODE_LEVELS).astype(np.float32),
         spread=spread,
+        regeneration_levels=karras_levels(
+            REGENERATION_LEVELS, sigma_min=config.sigma_min, sigma_max=noised
+        ),
     )
 
 

@@ -1,0 +1,265 @@
+"""Tier D, conditional models: one condition tied to one image (`conditions`).
+
+A condition is dropped with probability .2, samples are drawn with guidance 5, eight of each
+condition.  *Detectors* score these samples; a sample is memorized if it is a copy of a training
+image by d1 / d2 < 1/3, duplicates counted as one, whatever was asked.  *Attribution*: how often the
+token that a detector blames most is the trigger.  *Mechanism*: LID(x|c) <= LID(x), for training
+images with their own conditions, in pairs.
+
+The noise level is the flattest of the dimensions of training images (`lid.choose_scale`), and runs
+of conditions drawn from the training set are the reference of step stability: no label is used.
+Samples of one condition are not independent, so that the interval of one seed is too narrow; that
+over seeds is not.  FLIPD holds the residual, which is large for a sample off the model's manifold
+and is no dimension; the residual alone is in the table to compare with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from common import console, number, table
+
+from ladder import attribution
+from ladder.conditions import Task, classes, tokens
+from mmh_jax import denoise, lid, linalg, mapping, sample, train
+from mmh_jax import memorization as mem
+from mmh_jax.report.files import write_json
+from mmh_jax.typing import Array, Key
+
+GUIDANCE, DROPPED, EACH = 5.0, 0.2, 8
+DETECTORS = (
+    "flipd", "flipd_unconditional", "flipd_difference", "flipd_log_ratio", "residual", "score_norm",
+    "cfg_norm", "cfg_norm_first", "cfg_norm_along", "cfg_norm_encoded", "sharpness",
+    "curvature_difference", "anisotropy", "squared_difference", "step_stability", "spikiness",
+    "pairwise_radius", "nearest_distance", "pixel_variance", "png_bytes",
+)  # fmt: skip
+OF_TOKENS = ("attention_entropy", "bright_ending", "local_cfg_norm")
+# Relative to the spread of the data.
+SIGMA_MIN, SIGMA_MAX, GRID = 0.02, 20.0, np.geomspace(0.03, 1.0, 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of a preset: pixels, the network, its training, conditions asked, levels, points measured."""
+
+    side: int
+    width: int
+    depth: int
+    steps: int
+    num_asked: int
+    num_levels: int
+    num_points: int
+    most: int
+
+
+SIZES = {
+    "smoke": Sizes(8, 32, 1, 600, 10, 6, 8, 200),
+    "cpu": Sizes(8, 64, 3, 4_000, 160, 12, 128, 5_000),
+    "accelerator": Sizes(16, 192, 6, 40_000, 640, 24, 512, 60_000),
+}
+
+
+def trained(task: Task, sizes: Sizes, seed: int, folder: Path) -> denoise.Affine:
+    """The model, from the folder if it is there."""
+    if (folder / "config.json").exists():
+        return train.load(folder)
+    shift, scale = train.normalisation(task.points)
+    options = {"patch_size": 2, "width": sizes.width, "depth": sizes.depth, "num_heads": 2}
+    config = train.ModelConfig(
+        "DiT", options | task.options, task.points.shape[1:], scale, 1.0, SIGMA_MIN * scale,
+        SIGMA_MAX * scale, {"set": task.about, "seed": seed, "num_steps": sizes.steps},
+    )  # fmt: skip
+    init_key, fit_key = jax.random.split(jax.random.key(seed))
+    model = train.build(config, shift, key=init_key)
+    settings = train.TrainConfig(
+        num_steps=sizes.steps, batch_size=64, noise_levels=train.log_normal(-1.0, 1.4),
+        ema_half_life=sizes.steps / 20, steps_per_round=200, condition_dropout=DROPPED,
+        null_condition=task.options.get("num_classes"),
+    )  # fmt: skip
+    normalised = (task.points - shift) / np.float32(scale)
+    for metrics in train.fit(
+        model.inner, normalised, settings, key=fit_key, conditions=task.conditions
+    ):
+        state = metrics.state
+    model = dataclasses.replace(model, inner=model.inner.replace(params=state.ema))
+    train.save(folder, config, model)
+    return model
+
+
+def _draw(model: Any, cond: Any, levels: Array, scale: Array, *, key: Key) -> Array:
+    guided = denoise.Guided(model.condition(cond), model.condition(None), scale)
+    return sample.heun(guided, levels[0] * jax.random.normal(key, model.shape), levels)
+
+
+def _sizes_of_steps(model: Any, cond: Any, levels: Array, *, key: Key) -> Array:
+    start = levels[0] * jax.random.normal(key, model.shape)
+    return mem.step_sizes(sample.heun_path(model.condition(cond), start, levels).states)
+
+
+def _curve(model: Any, x: Array, cond: Any, sigmas: Array) -> Array:
+    return lid.flipd_curve(model.condition(cond), x, sigmas, trace=linalg.positive_exact()).value
+
+
+_drawn = mapping.over_points(_draw, (None, 0, None, None), chunk_size=128)
+_steps_of = mapping.over_points(_sizes_of_steps, (None, 0, None), chunk_size=32)
+_curves = mapping.over_points(_curve, (None, 0, 0, None), chunk_size=16)
+
+
+def settings_for(task: Task, model: Any, rows: np.ndarray, num_levels: int) -> mem.Settings:
+    """Noise levels and sizes, chosen by training images alone."""
+    scale = float(model.scale)
+    grid = jnp.asarray(GRID * scale, jnp.float32)
+    values = _curves(model, task.points[rows], task.conditions[rows], grid)
+    sigma = float(grid[lid.choose_scale(grid, values, ambient_dim=task.points[0].size)])
+    return mem.Settings(
+        sigma,
+        levels=sample.karras_levels(
+            num_levels, sigma_min=SIGMA_MIN * scale, sigma_max=SIGMA_MAX * scale
+        ),
+        encode_levels=np.geomspace(sigma, max(3 * scale, 2 * sigma), num_levels),
+        spread=scale,
+        trace=linalg.positive_exact(),
+    )  # fmt: skip
+
+
+def mechanism(value: dict[str, np.ndarray]) -> dict[str, float | None]:
+    """LID(x) - LID(x|c) in pairs; the detectors are minus the dimensions."""
+    given, without = -value["flipd"], -value["flipd_unconditional"]
+    change = without - given
+    return {
+        "LID(x|c)": number(given.mean()), "LID(x)": number(without.mean()),
+        "difference": number(change.mean()),
+        "stderr": number(change.std(ddof=1) / len(change) ** 0.5),
+        "share not above": float(np.mean(given <= without)),
+    }  # fmt: skip
+
+
+def detections(found: mem.Scores, memorized: np.ndarray) -> dict[str, Any]:
+    """AUROC, AUPRC and TPR with their intervals; a score that is NaN ranks as not memorized."""
+    result = {}
+    for name, value in found.value.items():
+        known = np.where(np.isnan(value), -np.inf, value)
+        judged = mem.detection(known, memorized, seed=0)
+        result[name] = {
+            "auroc": list(judged.auroc), "auprc": list(judged.auprc), "tpr": list(judged.tpr),
+            "unknown": int(np.isnan(value).sum()), "evaluations": number(found.evaluations[name]),
+        }  # fmt: skip
+    return result
+
+
+def measured(task: Task, model: Any, sizes: Sizes, seed: int) -> dict[str, Any]:
+    """Everything of one model."""
+    draw_key, score_key, blame_key, step_key = jax.random.split(jax.random.key(100 + seed), 4)
+    rng = np.random.default_rng(seed)
+    different = np.unique(task.points, axis=0, return_index=True)[1]
+    rows = rng.permutation(different)[: sizes.num_points]
+    settings = settings_for(task, model, rows[:32], sizes.num_levels)
+    conditions = np.repeat(task.asked, EACH, axis=0)
+    draws = _drawn(model, conditions, settings.levels, jnp.float32(GUIDANCE), key=draw_key)
+    copied = mem.copies(draws, task.points)
+    normal = task.conditions[rng.integers(len(task.points), size=64)]
+    reference = mem.step_reference(_steps_of(model, normal, settings.levels, key=step_key))
+    groups = np.repeat(draws.reshape(-1, EACH, *draws.shape[1:]), EACH, axis=0)
+    subject = mem.Subject(
+        draws, model, data=task.points, conditions=conditions, generations=groups,
+        reference=reference,
+    )  # fmt: skip
+    names = (*DETECTORS, *(OF_TOKENS if task.name == "tokens" else ()))
+    found = mem.scores(names, subject, settings, key=score_key)
+    own = mem.Subject(task.points[rows], model, conditions=task.conditions[rows])
+    of_data = mem.scores(["flipd", "flipd_unconditional"], own, settings, key=score_key)
+    num = int(copied.memorized.sum())
+    result = {
+        "task": task.name, "seed": seed, "set": task.about, "sigma": settings.sigma,
+        "samples": len(draws), "copies": num,
+        "copies by calibrated l2": int(mem.calibrated_copies(draws, task.points).memorized.sum()),
+        "mechanism": mechanism(of_data.value), "detections": None, "hits": None,
+    }  # fmt: skip
+    if 0 < num < len(draws):
+        result["detections"] = detections(found, copied.memorized)
+    tied = np.flatnonzero(task.trigger >= 0)
+    if len(tied):
+        hit = attribution.hits(
+            model, task.asked[tied], task.trigger[tied], settings.levels, GUIDANCE, key=blame_key
+        )
+        result["hits"] = {name: float(each.mean()) for name, each in hit.items()}
+        result["chance"] = 1 / task.asked.shape[1]
+    return result
+
+
+def of_seed(kind: str, source: str, seed: int, sizes: Sizes, out: Path) -> dict[str, Any]:
+    """Train and measure, or read what was found."""
+    shape = f"{sizes.side}_{sizes.width}_{sizes.steps}_{sizes.num_asked}"
+    folder = out / f"conditional_{kind}_{Path(source).name}_{shape}" / str(seed)
+    path = folder / "found.json"
+    if not path.exists():
+        if kind == "classes":
+            task = classes(source, sizes.side, sizes.num_asked, seed)
+        else:
+            task = tokens(source, sizes.side, sizes.num_asked, seed, sizes.most)
+        model = trained(task, sizes, seed, folder)
+        write_json(path, measured(task, model, sizes, seed))
+    return {"source": Path(source).name} | json.loads(path.read_text())
+
+
+def detector_rows(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The mean over seeds of each detector, with what makes a 95% interval of 1.96 of it."""
+    known = [each["detections"] for each in found if each["detections"]]
+    rows = []
+    for name in known[0] if known else ():
+        row = {"detector": name}
+        for metric in ("auroc", "auprc", "tpr"):
+            mean = mem.over_seeds([each[name][metric][0] for each in known])
+            row |= {metric: number(mean.value), f"+- {metric}": number(mean.stderr)}
+        row["NaN"] = sum(each[name]["unknown"] for each in known)
+        rows.append(row | {"evaluations": known[0][name]["evaluations"]})
+    return sorted(rows, key=lambda row: -row["auroc"])
+
+
+def bars(kind: str, found: list[dict[str, Any]]) -> list[str]:
+    """What does not hold: no copies to be found, a condition that raises the dimension, chance."""
+    failures = [
+        f"{kind}, {each['source']}, seed {each['seed']}: {each['copies']} of {each['samples']} "
+        "samples are copies, so that no detector can be judged"
+        for each in found if each["detections"] is None
+    ]  # fmt: skip
+    for each in found:
+        change = each["mechanism"]
+        if change["difference"] is None or change["difference"] < -1.96 * change["stderr"]:
+            failures.append(f"{kind}, seed {each['seed']}: LID(x|c) is above LID(x): {change}")
+    for name in found[0]["hits"] or ():
+        mean = float(np.mean([each["hits"][name] for each in found]))
+        if mean <= found[0]["chance"]:
+            failures.append(f"{kind}: {name} blames the trigger in {mean:.0%}, no more than chance")
+    return failures
+
+
+def run(
+    preset: str, seeds: int, out: Path, images: tuple[str, ...]
+) -> tuple[dict[str, Any], list[str]]:
+    """Both sets, of each source of images; a smoke run is too short to learn anything."""
+    sizes, content, failures = SIZES[preset], {}, []
+    for source in images:
+        for kind in ("classes", "tokens"):
+            found = []
+            for seed in range(1 if preset == "smoke" else seeds):
+                found.append(of_seed(kind, source, seed, sizes, out))
+                console.print(f"D: {kind}, {source}, seed {seed} is done", style="dim")
+            title = f"D: {kind}, {Path(source).name}: {found[0]['set']}"
+            if rows := detector_rows(found):
+                table(f"{title}; samples scored, copies are positive", rows)
+            table(f"{title}; by seed", [
+                {key: each[key] for key in ("seed", "sigma", "samples", "copies")}
+                | {"by calibrated l2": each["copies by calibrated l2"]} | each["mechanism"]
+                | {f"hit@1, {name}": share for name, share in (each["hits"] or {}).items()}
+                for each in found
+            ])  # fmt: skip
+            content[f"{kind}, {Path(source).name}"] = {"seeds": found, "detectors": rows}
+            failures += bars(kind, found)
+    return content, [] if preset == "smoke" else failures

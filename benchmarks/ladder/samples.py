@@ -1,0 +1,189 @@
+"""Tier C, the hard half: which *samples* of an overfitting model are copies?
+
+A residual MLP is trained on few pictures without any duplicate until it memorizes, and drawn from;
+a sample is memorized if it is a copy of a training picture, d1 / d2 < 1/3.  All samples look
+alike to the model, and are of its own manifold: what tells copies is only how little is around
+them.  The baseline is the model's own checkpoint after a quarter of the training.
+
+Scales were fixed before on a training that is not among these (see `trained`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import console, table
+
+from ladder.pictures import pictures
+from ladder.trained import (
+    Trained,
+    Training,
+    ranked,
+    samples_of,
+    scores_of,
+    spoken,
+    trained,
+)
+from mmh_jax import memorization as mem
+from mmh_jax import plotting
+
+LID_DETECTORS = (
+    "flipd", "projected_flipd", "expected_flipd", "projected_trace", "eigenvalue_count",
+    "soft_count", "denoising_loss", "denoised_spread", "regeneration", "regeneration_spread",
+    "projected_trace_log_ratio_baseline", "denoised_spread_log_ratio_baseline",
+    "regeneration_log_ratio_baseline", "regeneration_spread_log_ratio_baseline",
+)  # fmt: skip
+OTHERS = ("residual", "score_norm", "png_bytes", "zlib_bytes", "pixel_variance")
+# Reads the training pictures that the label is made of: printed, and not compared with.
+ORACLE = "nearest_distance"
+GIVEN_SIZE = "regeneration given PNG size"
+BARS = {"AUROC": 0.90, "TPR at 1% FPR": 0.40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of a preset: pictures to train on, held out (the reference of sizes), samples."""
+
+    training: Training
+    num_points: int
+    num_held_out: int
+    num_samples: int
+
+
+SIZES = {
+    "smoke": Sizes(Training(192, 1_200, 64), 24, 40, 100),
+    "cpu": Sizes(Training(384, 4_000), 300, 300, 3_000),
+    "accelerator": Sizes(Training(1_024, 12_000), 300, 300, 20_000),
+}
+
+
+def one(source: str, seed: int, preset: str, out: Path) -> dict[str, Any]:
+    """Train, draw, label, score; metrics by detector."""
+    sizes = SIZES[preset]
+    points = pictures(source, 28 if preset == "accelerator" else 14)[0]
+    order = np.random.default_rng(seed).permutation(len(points))
+    data = points[order[: sizes.num_points]]
+    held_out = points[order[sizes.num_points :][: sizes.num_held_out]]
+    name = f"{Path(source).name}_{sizes.training.width}_{sizes.training.num_steps}_{seed}"
+    found = trained(data, sizes.training, seed, out / name)
+    samples = samples_of(found, sizes.num_samples, seed)
+    copied = mem.copies(samples, data)
+    console.print(f"{name}: {copied.fraction.value:.3f} of the samples are copies", style="dim")
+    scored = scores_of((*LID_DETECTORS, *OTHERS, ORACLE), samples, found, data, seed)
+    values = {name: ranked(value) for name, value in scored.value.items()}
+    values[GIVEN_SIZE] = given_size(scored, held_out, found, data, seed)
+    evaluations = scored.evaluations | {GIVEN_SIZE: scored.evaluations["regeneration"]}
+    if copied.memorized.all() or not copied.memorized.any():
+        raise SystemExit(f"{name}: no two kinds of samples; train for longer, or less long.")
+    best = max(LID_DETECTORS, key=lambda name: auroc(values[name], copied.memorized))
+    draw(samples, data, copied, values[best], best, out / f"{name}.png")
+    return {
+        "source": source, "seed": seed, "memorized": float(copied.fraction.value),
+        "num_memorized": int(copied.memorized.sum()), "evaluations": evaluations,
+        "values": values, "labels": copied.memorized,
+    }  # fmt: skip
+
+
+def auroc(values: np.ndarray, labels: np.ndarray) -> float:
+    """Alone, without intervals."""
+    return mem.detection(values, labels, seed=0, num_resamples=100).auroc.value
+
+
+def given_size(
+    scored: mem.Scores, held_out: np.ndarray, found: Trained, data: np.ndarray, seed: int
+) -> np.ndarray:
+    """Regeneration less what is usual for the size of the picture as PNG, among held-out ones."""
+    names = ("regeneration", "png_bytes")
+    known = scores_of(names, held_out, found, data, seed).value
+    lids = [np.log(-scores["regeneration"]) for scores in (scored.value, known)]
+    sizes = [-scores["png_bytes"] for scores in (scored.value, known)]
+    return -mem.complexity_residual(lids[0], sizes[0], lids[1], sizes[1])
+
+
+def draw(
+    samples: np.ndarray, data: np.ndarray, copied: mem.Copies, score: np.ndarray, name: str,
+    path: Path,
+) -> None:  # fmt: skip
+    """The samples with the highest scores, each above the training picture nearest to it."""
+    pairs, labels = [], []
+    for rows in np.argsort(-score)[:24].reshape(2, 12):
+        pairs += [samples[rows], data[copied.nearest[rows]]]
+        labels += [f"{ratio:.2f}" for ratio in copied.ratio[rows]] + [""] * 12
+    figure = plotting.image_grid(
+        np.concatenate(pairs), num_columns=12, labels=labels,
+        title=f"highest {name}, with d1 / d2; below each the nearest training picture",
+    )  # fmt: skip
+    figure.savefig(path, dpi=120)
+
+
+def rows_of(runs: list[dict[str, Any]], num_resamples: int) -> list[dict[str, Any]]:
+    """A row for each detector: metrics over the seeds of one source."""
+    rows = []
+    for name in runs[0]["values"]:
+        found = [
+            mem.detection(run["values"][name], run["labels"], seed=0, num_resamples=num_resamples)
+            for run in runs
+        ]
+        kind = "LID" if name in (*LID_DETECTORS, GIVEN_SIZE) else "data" if name == ORACLE else "-"
+        rows.append({
+            "detector": name, "kind": kind, "evaluations": runs[0]["evaluations"][name],
+            "AUROC": [each.auroc.value for each in found],
+            "AUPRC": [each.auprc.value for each in found],
+            "TPR at 1% FPR": [each.tpr.value for each in found],
+            "intervals of TPR": [[each.tpr.low, each.tpr.high] for each in found],
+        })  # fmt: skip
+    return rows
+
+
+def best_of(rows: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """By the mean AUROC."""
+    return max((row for row in rows if row["kind"] == kind), key=lambda row: np.mean(row["AUROC"]))
+
+
+def run(
+    preset: str, seeds: int, out: Path, images: tuple[str, ...]
+) -> tuple[dict[str, Any], list[str]]:
+    """Each source of images, several seeds."""
+    content, failures = {}, []
+    for source in images:
+        # Not 0: the scales were found on that one.
+        runs = [one(source, seed, preset, out) for seed in range(1, seeds + 1)]
+        rows = rows_of(runs, 100 if preset == "smoke" else 1_000)
+        shown = [
+            {name: row[name] for name in ("detector", "kind", "evaluations")}
+            | {name: spoken(row[name]) for name in ("AUROC", "AUPRC", "TPR at 1% FPR")}
+            for row in rows
+        ]
+        counts = ", ".join(f"{run['num_memorized']}" for run in runs)
+        samples = SIZES[preset].num_samples
+        table(f"C, {Path(source).name}: which samples are copies ({counts} of {samples})", shown)
+        best, other = best_of(rows, "LID"), best_of(rows, "-")
+        compared = [
+            mem.compare(
+                run["values"][best["detector"]], run["values"][other["detector"]], run["labels"],
+                seed=0, num_resamples=100 if preset == "smoke" else 1_000,
+            )
+            for run in runs
+        ]  # fmt: skip
+        console.print(
+            f"{best['detector']} is better than {other['detector']} by "
+            f"{spoken([each.auroc.value for each in compared])} in AUROC and "
+            f"{spoken([each.tpr.value for each in compared])} in TPR"
+        )
+        content[Path(source).name] = {
+            "rows": rows, "memorized": [run["memorized"] for run in runs],
+            "best": best["detector"], "best other": other["detector"],
+            "differences of AUROC": [each.auroc for each in compared],
+            "differences of TPR": [each.tpr for each in compared],
+        }  # fmt: skip
+        if preset != "smoke":
+            for metric, least in BARS.items():
+                if not np.mean(best[metric]) >= least:
+                    failures.append(
+                        f"{Path(source).name}: {best['detector']} has {metric} "
+                        f"{spoken(best[metric])}, below {least}"
+                    )
+    return content, failures
