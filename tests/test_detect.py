@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmh_jax import analytic, train
+from mmh_jax import analytic, sample, train
 from mmh_jax import memorization as mem
 from mmh_jax.cli import main
 from mmh_jax.report import detectors, given, samples
@@ -102,7 +102,12 @@ def test_points_of_a_trained_model_have_the_scores_that_the_library_gives(here, 
     subject = mem.Subject(
         POINTS[index], train.load("new"), baseline=train.load("other"), data=jnp.asarray(POINTS)
     )
-    direct = mem.scores(names[:-1], subject, mem.Settings(0.3), key=SCORE_KEY)
+    config = train.load_config("new")
+    noised = sample.karras_levels(
+        9, sigma_min=config.sigma_min, sigma_max=config.scale * config.sigma_data / 2
+    )
+    settings = mem.Settings(0.3, regeneration_levels=noised)
+    direct = mem.scores(names[:-1], subject, settings, key=SCORE_KEY)
     assert_scores(rows, direct)
     summary = json.loads(Path("out.json").read_text())
     assert summary["evaluations"] == direct.total
