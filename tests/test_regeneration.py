@@ -112,6 +112,9 @@ def test_regeneration_in_the_mean(x64):
     assert abs(found.dimension.value - value) < 3 * found.dimension.stderr
     assert abs(found.spread.value - np.sum(g)) < 3 * found.spread.stderr
     assert found.ends.shape == (4_000, 5)
+    assert float(found.mean.value) == pytest.approx(np.sqrt(value * np.sum(g)), rel=0.05)
+    half = float(found.dimension.stderr + found.spread.stderr) / 2
+    assert float(found.mean.stderr) == pytest.approx(half, rel=0.1)
 
 
 def test_what_is_memorized_comes_back(x64):

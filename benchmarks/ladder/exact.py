@@ -30,9 +30,9 @@ from mmh_jax.typing import Array, Denoiser, Estimate
 LID_DETECTORS = (
     "flipd", "projected_flipd", "thresholded_flipd", "tangential_flipd", "expected_flipd",
     "projected_trace", "eigenvalue_count", "soft_count", "normal_bundle", "denoising_loss",
-    "denoised_spread", "regeneration", "regeneration_spread",
+    "denoised_spread", "regeneration", "regeneration_spread", "regeneration_mean",
     "denoised_spread_log_ratio_baseline", "regeneration_log_ratio_baseline",
-    "regeneration_spread_log_ratio_baseline",
+    "regeneration_spread_log_ratio_baseline", "regeneration_mean_log_ratio_baseline",
     "flipd_difference", "flipd_log_ratio", "projected_trace_difference",
     "projected_trace_log_ratio", "eigenvalue_count_difference",
     "projected_trace_log_ratio_baseline", "curvature_difference", "curvature_difference_baseline",

@@ -35,6 +35,7 @@ LID_DETECTORS = (
     "soft_count", "denoising_loss", "denoised_spread", "regeneration", "regeneration_spread",
     "projected_trace_log_ratio_baseline", "denoised_spread_log_ratio_baseline",
     "regeneration_log_ratio_baseline", "regeneration_spread_log_ratio_baseline",
+    "regeneration_mean", "regeneration_mean_log_ratio_baseline",
 )  # fmt: skip
 OTHERS = ("residual", "score_norm", "png_bytes", "zlib_bytes", "pixel_variance")
 # Reads the training pictures that the label is made of: printed, and not compared with.

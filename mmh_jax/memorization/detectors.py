@@ -5,7 +5,7 @@ r"""Detectors of memorization, by name: a score for each point, larger = more me
 | `flipd`, `projected_`, `thresholded_`, `tangential_`, `expected_flipd`,|                        |
 | `projected_trace`, `eigenvalue_count`, `soft_count`, `normal_bundle`,  |                        |
 | `denoising_loss`, `denoised_spread`, `residual`, `score_norm`          | the model at the point |
-| `regeneration`, `regeneration_spread`                                  | its sampler from there |
+| `regeneration`, `regeneration_spread`, `regeneration_mean`             | its sampler from there |
 | `*_unconditional`, `*_difference`, `*_log_ratio`; `cfg_norm` and its   |                        |
 | kin, `sharpness`, `curvature_difference`, `anisotropy`, ...            | a conditional pair     |
 | `*_baseline`                                                           | an earlier model       |
@@ -152,6 +152,7 @@ DETECTORS: dict[str, Detector] = {
         _of_one("denoised_spread", "spread_of_denoiser", _minus),
         _of_one("regeneration", "regeneration_of_denoiser", lambda r: _minus(r.dimension)),
         _of_one("regeneration_spread", "regeneration_of_denoiser", lambda r: _minus(r.spread)),
+        _of_one("regeneration_mean", "regeneration_of_denoiser", lambda r: _minus(r.mean)),
         _of_one("residual", "residual", lambda value: _sure(-value)),
         _of_one("score_norm", "score_norm", _sure),
         # Dimensions with and without the condition, now and before.
@@ -186,6 +187,13 @@ DETECTORS: dict[str, Detector] = {
             "regeneration_spread_log_ratio_baseline",
             "regeneration",
             lambda r: r.spread,
+            _log_ratio,
+            "baseline",
+        ),
+        _of_two(
+            "regeneration_mean_log_ratio_baseline",
+            "regeneration",
+            lambda r: r.mean,
             _log_ratio,
             "baseline",
         ),

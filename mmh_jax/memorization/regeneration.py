@@ -16,6 +16,9 @@ from noise of about the distance to the next point that the model knows, which i
 share of copies d_1 / d_2 small.  Where the data are dense every point comes back; the same quantity
 of a model that has not memorized (an early checkpoint, a twin trained on other data) says how far
 it would come back then, and log R_other / R is the detector.
+
+R is small where what comes back is x, S where it is one point at all.  Their geometric mean asks
+for both, with the same evaluations.
 """
 
 from __future__ import annotations
@@ -54,6 +57,13 @@ class Regeneration(NamedTuple):
     dimension: Estimate
     spread: Estimate
     ends: Any
+
+    @property
+    def mean(self) -> Estimate:
+        """The geometric mean of both; its error is an upper bound, that of perfect correlation."""
+        value = jnp.sqrt(self.dimension.value * self.spread.value)
+        parts = [each.stderr / each.value for each in (self.dimension, self.spread)]
+        return Estimate(value, jnp.where(value == 0, 0.0, value * (parts[0] + parts[1]) / 2))
 
 
 def regeneration(

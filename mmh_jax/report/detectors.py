@@ -75,7 +75,7 @@ def defaults(*, given: Iterable[str], is_image: bool) -> tuple[str, ...]:
     """
     optional = {
         "unconditional": ("projected_trace_difference", "cfg_norm"),
-        "baseline": ("projected_trace_log_ratio_baseline", "regeneration_log_ratio_baseline"),
+        "baseline": ("projected_trace_log_ratio_baseline", "regeneration_mean_log_ratio_baseline"),
         "data": (DISTANCE,),
     }
     names = ["expected_flipd", "projected_trace", "denoised_spread", "score_norm"]
