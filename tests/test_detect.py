@@ -293,6 +293,7 @@ def test_an_interrupted_call_continues_and_refuses_another(here, monkeypatch, ca
     assert Path("out.json").read_text() == "{}"
 
 
+@pytest.mark.slow  # a conditional network compiles for a minute
 def test_each_point_is_conditioned_on_its_label(here):
     images = RNG.uniform(size=(10, 8, 8)).astype(np.float32)
     labels = np.arange(10) % 3

@@ -46,18 +46,22 @@ BARS = {"AUROC": 0.90, "TPR at 1% FPR": 0.40}
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of a preset: pictures to train on, held out (the reference of sizes), samples."""
+    """Of a preset: pictures to train on, held out (the reference of sizes), samples.
+
+    Pictures of more than 100 pixels are memorized later: `longer` times the steps.
+    """
 
     training: Training
+    longer: float
     num_points: int
     num_held_out: int
     num_samples: int
 
 
 SIZES = {
-    "smoke": Sizes(Training(192, 1_200, 64), 24, 40, 100),
-    "cpu": Sizes(Training(384, 4_000), 300, 300, 3_000),
-    "accelerator": Sizes(Training(1_024, 12_000), 300, 300, 20_000),
+    "smoke": Sizes(Training(192, 1_200, 64), 1, 24, 40, 100),
+    "cpu": Sizes(Training(384, 4_000), 2.5, 300, 300, 3_000),
+    "accelerator": Sizes(Training(1_024, 12_000), 2.5, 300, 300, 20_000),
 }
 
 
@@ -68,8 +72,11 @@ def one(source: str, seed: int, preset: str, out: Path) -> dict[str, Any]:
     order = np.random.default_rng(seed).permutation(len(points))
     data = points[order[: sizes.num_points]]
     held_out = points[order[sizes.num_points :][: sizes.num_held_out]]
-    name = f"{Path(source).name}_{sizes.training.width}_{sizes.training.num_steps}_{seed}"
-    found = trained(data, sizes.training, seed, out / name)
+    about = sizes.training
+    if data[0].size > 100:
+        about = dataclasses.replace(about, num_steps=round(sizes.longer * about.num_steps))
+    name = f"{Path(source).name}_{about.width}_{about.num_steps}_{seed}"
+    found = trained(data, about, seed, out / name)
     samples = samples_of(found, sizes.num_samples, seed)
     copied = mem.copies(samples, data)
     console.print(f"{name}: {copied.fraction.value:.3f} of the samples are copies", style="dim")
