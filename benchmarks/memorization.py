@@ -3,8 +3,8 @@
 A  no training: exact models that have memorized to a known degree, circle and atom.
 B  the von Mises toy, trained: a point memorized by overfitting and one by the data; ten seeds of
    its own, whatever `--seeds` says.
-C  pictures, unconditional, against measured copying: training pictures of which some are there
-   many times, and samples of an overfitting model.
+C1 pictures, unconditional, against measured copying: training pictures, some there many times.
+C2 the same: samples of an overfitting model, without any duplicate.
 D  conditional models: one class, or one token of a prompt, tied to one image.
 E  template memory: a part of the picture copied, and where a map of the pixels finds it.
 
@@ -23,14 +23,10 @@ import tyro
 from common import finish, header
 from ladder import conditional, duplicates, exact, samples, templates, toy
 
-Tier = Literal["A", "B", "C", "D", "E"]
+Tier = Literal["A", "B", "C1", "C2", "D", "E"]
 TIERS = {
-    "A": (exact,),
-    "B": (toy,),
-    "C": (duplicates, samples),
-    "D": (conditional,),
-    "E": (templates,),
-}
+    "A": exact, "B": toy, "C1": duplicates, "C2": samples, "D": conditional, "E": templates,
+}  # fmt: skip
 
 
 def main(
@@ -53,10 +49,8 @@ def main(
     content: dict[str, Any] = {}
     out.mkdir(parents=True, exist_ok=True)
     for tier in tiers:
-        for part in TIERS[tier]:
-            found, failed = part.run(preset, seeds, out, images)
-            content.setdefault(tier, {})[part.__name__.split(".")[-1]] = found
-            failures += [f"{tier}: {failure}" for failure in failed]
+        content[tier], failed = TIERS[tier].run(preset, seeds, out, images)
+        failures += [f"{tier}: {failure}" for failure in failed]
     return finish(out / "memorization.json", about, content, failures)
 
 

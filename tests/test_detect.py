@@ -124,6 +124,7 @@ def test_points_of_a_trained_model_have_the_scores_that_the_library_gives(here, 
     assert not Path("out.samples.npz").exists()
 
 
+@pytest.mark.slow  # compiles the lot; test_cli and others ask for some by name
 def test_defaults_are_what_applies(here):
     assert detect("--data", "points.npy", "--sigma", "0.3") == 0
     rows = rows_of("out.csv")

@@ -1,4 +1,4 @@
-"""Tier C, the easy half: which *training pictures* does a model give away that saw some often?
+"""Tier C1, the easy half: which *training pictures* does a model give away that saw some often?
 
 Some pictures are repeated, 2 to 64 times in all, exactly; others are there in versions, shifted by
 up to a pixel or with noise.  A residual MLP is trained on all; a training picture is memorized if
@@ -240,7 +240,7 @@ def run(
         name = Path(source).name
         runs = [one(source, seed, preset, out) for seed in range(1, seeds + 1)]
         doses, members = dose_response(runs), membership(runs)
-        table(f"C, {name}: copies in the data, and what comes of them", doses)
+        table(f"C1, {name}: copies in the data, and what comes of them", doses)
         rows = [
             row for what in BARS for pool in POOLS for row in detections(runs, what, pool)
         ]  # fmt: skip
@@ -249,8 +249,8 @@ def run(
                 row | {metric: spoken(row[metric]) for metric in ("AUROC", "TPR at 1% FPR")}
                 for row in rows
             ]
-            table(f"C, {name}: duplicates that were extracted, against three pools", shown)
-        table(f"C, {name}: trained or held out, which is not memorization", members)
+            table(f"C1, {name}: duplicates that were extracted, against three pools", shown)
+        table(f"C1, {name}: trained or held out, which is not memorization", members)
         content[name] = {"dose_response": doses, "detection": rows, "membership": members}
         if preset != "smoke":
             failures += failures_of(rows, name)

@@ -1,4 +1,4 @@
-"""Tier C, the hard half: which *samples* of an overfitting model are copies?
+"""Tier C2, the hard half: which *samples* of an overfitting model are copies?
 
 A residual MLP is trained on few pictures without any duplicate until it memorizes, and drawn from;
 a sample is memorized if it is a copy of a training picture, d1 / d2 < 1/3.  All samples look
@@ -167,7 +167,7 @@ def run(
         ]
         counts = ", ".join(f"{run['num_memorized']}" for run in runs)
         samples = SIZES[preset].num_samples
-        table(f"C, {Path(source).name}: which samples are copies ({counts} of {samples})", shown)
+        table(f"C2, {Path(source).name}: which samples are copies ({counts} of {samples})", shown)
         best, other = best_of(rows, "LID"), best_of(rows, "-")
         compared = [
             mem.compare(
