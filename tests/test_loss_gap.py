@@ -1,16 +1,48 @@
 """Loss curves and their gap: against models whose expected loss is known in closed form."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from mmh_jax import analytic, evaluation
 
 SIGMAS = np.array([0.05, 0.3, 1.0, 4.0])
 SCALES = np.array([2.0, 0.5, 0.1])
+
+
+@struct.dataclass
+class Counted:
+    """A denoiser that counts how often it is traced."""
+
+    gain: float
+    traces: Any = struct.field(pytree_node=False)
+
+    def __call__(self, x, sigma):
+        self.traces.append(1)
+        return self.gain * x
+
+
+class Traces(list):
+    """The same one for all, as a static field must be."""
+
+    __hash__ = object.__hash__
+
+
+def test_another_model_of_the_same_structure_compiles_nothing():
+    points, traces = np.eye(5, 2, dtype=np.float32), Traces()
+    first, second = (
+        evaluation.loss_curve(Counted(gain, traces), points, SIGMAS, key=jax.random.key(0))
+        for gain in (0.2, 0.8)
+    )
+    before = len(traces)
+    evaluation.loss_curve(Counted(0.5, traces), points, SIGMAS, key=jax.random.key(0))
+    assert len(traces) == before
+    assert not np.allclose(first.value, second.value)
 
 
 def gaussian():

@@ -27,6 +27,7 @@ from common import console, number, table
 
 from ladder import attribution
 from ladder.conditions import Task, classes, tokens
+from ladder.trained import ranked
 from mmh_jax import denoise, lid, linalg, mapping, sample, train
 from mmh_jax import memorization as mem
 from mmh_jax.report.files import write_json
@@ -144,8 +145,7 @@ def detections(found: mem.Scores, memorized: np.ndarray) -> dict[str, Any]:
     """AUROC, AUPRC and TPR with their intervals; a score that is NaN ranks as not memorized."""
     result = {}
     for name, value in found.value.items():
-        known = np.where(np.isnan(value), -np.inf, value)
-        judged = mem.detection(known, memorized, seed=0)
+        judged = mem.detection(ranked(value), memorized, seed=0)
         result[name] = {
             "auroc": list(judged.auroc), "auprc": list(judged.auprc), "tpr": list(judged.tpr),
             "unknown": int(np.isnan(value).sum()), "evaluations": number(found.evaluations[name]),

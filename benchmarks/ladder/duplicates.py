@@ -21,7 +21,7 @@ import numpy as np
 from common import console, table
 
 from ladder.pictures import pictures
-from ladder.trained import Training, ranked, samples_of, scores_of, spoken, trained
+from ladder.trained import Training, detected, ranked, samples_of, scores_of, spoken, trained
 from mmh_jax import memorization as mem
 from mmh_jax.data import augment, planting
 
@@ -169,7 +169,7 @@ def detections(runs: list[dict[str, Any]], what: str, pool: str) -> list[dict[st
             no = pool_of(pool, run, yes)
             if yes.any() and no.any():
                 used = yes | no
-                found.append(mem.detection(run["values"][name][used], yes[used], seed=0))
+                found.append(detected(run["values"][name][used], yes[used]))
         if found:
             rows.append({
                 "positives": what, "negatives": pool, "detector": name,
@@ -206,7 +206,7 @@ def membership(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for run in runs:
             used = np.isin(run["kinds"], [SINGLE, HELD_OUT])
             labels = run["kinds"][used] == SINGLE
-            values.append(mem.detection(run["values"][name][used], labels, seed=0).auroc.value)
+            values.append(detected(run["values"][name][used], labels).auroc.value)
         rows.append({"detector": name, "AUROC of membership": spoken(values)})
     return rows
 

@@ -21,6 +21,7 @@ from ladder.pictures import pictures
 from ladder.trained import (
     Trained,
     Training,
+    detected,
     ranked,
     samples_of,
     scores_of,
@@ -86,18 +87,13 @@ def one(source: str, seed: int, preset: str, out: Path) -> dict[str, Any]:
     evaluations = scored.evaluations | {GIVEN_SIZE: scored.evaluations["regeneration"]}
     if copied.memorized.all() or not copied.memorized.any():
         raise SystemExit(f"{name}: no two kinds of samples; train for longer, or less long.")
-    best = max(LID_DETECTORS, key=lambda name: auroc(values[name], copied.memorized))
+    best = max(LID_DETECTORS, key=lambda name: detected(values[name], copied.memorized).auroc.value)
     draw(samples, data, copied, values[best], best, out / f"{name}.png")
     return {
         "source": source, "seed": seed, "memorized": float(copied.fraction.value),
         "num_memorized": int(copied.memorized.sum()), "evaluations": evaluations,
         "values": values, "labels": copied.memorized,
     }  # fmt: skip
-
-
-def auroc(values: np.ndarray, labels: np.ndarray) -> float:
-    """Alone, without intervals."""
-    return mem.detection(values, labels, seed=0, num_resamples=100).auroc.value
 
 
 def given_size(

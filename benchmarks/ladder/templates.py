@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from common import console, number, table
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from sklearn.metrics import roc_auc_score
 
 from ladder.pictures import pictures
@@ -187,9 +188,7 @@ def figure(found: dict[str, Any], path: Path) -> None:
     drawn.savefig(path, dpi=150)
 
 
-def _frame(corner: tuple[float, float], width: int, height: int) -> Any:
-    from matplotlib.patches import Rectangle
-
+def _frame(corner: tuple[float, float], width: int, height: int) -> Rectangle:
     return Rectangle(corner, width, height, fill=False, edgecolor="#D55E00", linewidth=1.2)
 
 

@@ -112,6 +112,11 @@ def ranked(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), -np.inf, values)
 
 
+def detected(values: np.ndarray, labels: np.ndarray) -> mem.Detection:
+    """Of which the values alone are read: no more resamples than there must be."""
+    return mem.detection(values, labels, seed=0, num_resamples=100)
+
+
 def spoken(values: list[float]) -> str:
     """Mean and standard error over seeds, in a cell of a table."""
     if len(values) == 1:
