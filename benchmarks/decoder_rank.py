@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 from common import console, finish, header, table
 from flax import nnx
+from ladder.pictures import enlarged
 
 from mmh_jax import data, evaluation, lid, nn, plotting, train
 from mmh_jax.mapping import over_points
@@ -151,9 +152,7 @@ def pictures(path: Path | None, most: int | None) -> np.ndarray:
     if path is not None:
         return data.load(path, max_points=most).points[..., None]
     console.print("no --images: scikit-learn's digits, enlarged")
-    points = data.load("digits", max_points=most).points
-    large = np.kron(points, np.ones((1, 3, 3), np.float32))
-    return np.pad(large, ((0, 0), (2, 2), (2, 2)))[..., None]
+    return enlarged(data.load("digits", max_points=most).points)[..., None]
 
 
 def main(

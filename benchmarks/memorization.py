@@ -5,6 +5,8 @@ B  the von Mises toy, trained: a point memorized by overfitting and one by the d
    its own, whatever `--seeds` says.
 C1 pictures, unconditional, against measured copying: training pictures, some there many times.
 C2 the same: samples of an overfitting model, without any duplicate.
+C3 as C2, at three sizes of the model by three of the data.
+C4 a GAN: whether its samples of the lowest dimension are memorized or simple.
 D  conditional models: one class, or one token of a prompt, tied to one image.
 E  template memory: a part of the picture copied, and where a map of the pixels finds it.
 
@@ -21,11 +23,12 @@ from typing import Any, Literal
 
 import tyro
 from common import finish, header
-from ladder import conditional, duplicates, exact, samples, templates, toy
+from ladder import conditional, decoder, duplicates, exact, samples, scale, templates, toy
 
-Tier = Literal["A", "B", "C1", "C2", "D", "E"]
+Tier = Literal["A", "B", "C1", "C2", "C3", "C4", "D", "E"]
 TIERS = {
-    "A": exact, "B": toy, "C1": duplicates, "C2": samples, "D": conditional, "E": templates,
+    "A": exact, "B": toy, "C1": duplicates, "C2": samples, "C3": scale, "C4": decoder,
+    "D": conditional, "E": templates,
 }  # fmt: skip
 
 

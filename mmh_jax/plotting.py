@@ -303,7 +303,7 @@ def loss_figure(trained: LossCurve, held_out: LossCurve, *, title: str = "") -> 
     return figure
 
 
-_OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def onset_figure(rows: Sequence[Mapping[str, Any]], *, level: int = 0, title: str = "") -> Figure:
@@ -330,7 +330,7 @@ def onset_figure(rows: Sequence[Mapping[str, Any]], *, level: int = 0, title: st
         FigureCanvasAgg(figure)
         all_axes = figure.subplots(3, 1, sharex=True)
         for axes, (name, fields) in zip(all_axes, panels, strict=True):
-            for color, size in zip(_OKABE_ITO * len(sizes), sizes, strict=False):
+            for color, size in zip(OKABE_ITO * len(sizes), sizes, strict=False):
                 own = [row for row in rows if row["n"] == size]
                 for field, style in fields:
                     _draw_seeds(axes, own, field, style, color)
@@ -338,7 +338,7 @@ def onset_figure(rows: Sequence[Mapping[str, Any]], *, level: int = 0, title: st
         all_axes[0].set(ylim=(-0.03, 1.03), xscale="log")
         all_axes[2].axhline(0, color="black", linewidth=0.8, linestyle="--", zorder=1)
         all_axes[2].set(xlabel="steps of training")
-        for color, size in zip(_OKABE_ITO * len(sizes), sizes, strict=False):
+        for color, size in zip(OKABE_ITO * len(sizes), sizes, strict=False):
             all_axes[0].plot([], [], color=color, label=f"n = {size:,}")
         for style, text in (("-", "training points"), ("--", "held-out points")):
             all_axes[1].plot([], [], color="black", linestyle=style, label=text)
