@@ -16,7 +16,6 @@ and is no dimension; the residual alone is in the table to compare with.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,9 @@ from common import console, number, table
 
 from ladder import attribution
 from ladder.conditions import Task, classes, tokens
-from ladder.trained import ranked
+from ladder.trained import kept, ranked
 from mmh_jax import denoise, lid, linalg, mapping, sample, train
 from mmh_jax import memorization as mem
-from mmh_jax.report.files import write_json
 from mmh_jax.typing import Array, Key
 
 GUIDANCE, DROPPED, EACH = 5.0, 0.2, 8
@@ -197,15 +195,15 @@ def of_seed(kind: str, source: str, seed: int, sizes: Sizes, out: Path) -> dict[
     """Train and measure, or read what was found."""
     shape = f"{sizes.side}_{sizes.width}_{sizes.steps}_{sizes.num_asked}"
     folder = out / f"conditional_{kind}_{Path(source).name}_{shape}" / str(seed)
-    path = folder / "found.json"
-    if not path.exists():
+
+    def make() -> dict[str, Any]:
         if kind == "classes":
             task = classes(source, sizes.side, sizes.num_asked, seed)
         else:
             task = tokens(source, sizes.side, sizes.num_asked, seed, sizes.most)
-        model = trained(task, sizes, seed, folder)
-        write_json(path, measured(task, model, sizes, seed))
-    return {"source": Path(source).name} | json.loads(path.read_text())
+        return measured(task, trained(task, sizes, seed, folder), sizes, seed)
+
+    return {"source": Path(source).name} | kept(folder / "found.json", make)
 
 
 def detector_rows(found: list[dict[str, Any]]) -> list[dict[str, Any]]:

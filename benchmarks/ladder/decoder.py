@@ -9,7 +9,7 @@ that is, and how simple they are (bytes as PNG, variance of the pixels).
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,10 @@ from flax import nnx
 from scipy.stats import spearmanr
 
 from ladder.pictures import pictures
-from ladder.trained import detected, spoken
+from ladder.trained import detected, kept, spoken
 from mmh_jax import lid, mapping, nn, plotting, train
 from mmh_jax import memorization as mem
 from mmh_jax.data import planting
-from mmh_jax.report.files import write_json
 from mmh_jax.typing import Array
 
 # Of observation noise, pixels being between 0 and 1; as in `decoder_rank.py`.
@@ -123,9 +122,8 @@ def run(
         name, found = Path(source).name, []
         for seed in range(1 if preset == "smoke" else seeds):
             path = out / f"gan_{name}_{sizes.num_points}_{sizes.num_steps}_{seed}.json"
-            if not path.exists():
-                write_json(path, measured(source, seed, sizes, path))
-            found.append(json.loads(path.read_text()))
+            make = functools.partial(measured, source, seed, sizes, path)
+            found.append(kept(path, make))
             console.print(f"C4: {name}, seed {seed} is done", style="dim")
         rows = []
         for key in found[0]:

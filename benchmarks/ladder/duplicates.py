@@ -21,7 +21,17 @@ import numpy as np
 from common import console, table
 
 from ladder.pictures import pictures
-from ladder.trained import Training, detected, ranked, samples_of, scores_of, spoken, trained
+from ladder.trained import (
+    Training,
+    detected,
+    kept,
+    listed,
+    ranked,
+    samples_of,
+    scores_of,
+    spoken,
+    trained,
+)
 from mmh_jax import memorization as mem
 from mmh_jax.data import augment, planting
 
@@ -110,28 +120,39 @@ def planted(points: np.ndarray, sizes: Sizes, seed: int) -> Planted:
 
 
 def one(source: str, seed: int, preset: str, out: Path) -> dict[str, Any]:
-    """Plant, train, draw, label and score."""
+    """Plant, train, draw, label and score, or read what was found; an entry for each picture."""
     sizes = SIZES[preset]
     points = pictures(source, 28 if preset == "accelerator" else 14)[0]
-    order = np.random.default_rng(seed).permutation(len(points))
-    data = planted(points[order[: sizes.num_points]], sizes, seed)
-    held_out = points[order[sizes.num_points :][: sizes.num_held_out]]
+    points = points[np.random.default_rng(seed).permutation(len(points))]
+    data = planted(points[: sizes.num_points], sizes, seed)
+    held_out = points[sizes.num_points :][: sizes.num_held_out]
     about = sizes.training
     name = f"{Path(source).name}_planted_{len(data.points)}_{about.width}_{about.num_steps}_{seed}"
-    found = trained(data.points, about, seed, out / name)
+    folder = out / name
+    found = kept(folder / "found.json", lambda: _found(data, held_out, seed, sizes, folder))
+    none = np.zeros(len(held_out), int)
+    console.print(f"{name}: {len(np.unique(data.groups))} different pictures", style="dim")
+    values = {name: ranked(value) for name, value in found["values"].items()}
+    return {
+        "kinds": np.concatenate([data.kinds, np.full(len(held_out), HELD_OUT)]),
+        "counts": np.concatenate([data.counts, none]),
+        "extracted": np.concatenate([found["extracted"], none]),
+        "values": values, "dimension": -values["expected_flipd"], "png": -values["png_bytes"],
+        "evaluations": found["evaluations"],
+    }  # fmt: skip
+
+
+def _found(
+    data: Planted, held_out: np.ndarray, seed: int, sizes: Sizes, folder: Path
+) -> dict[str, Any]:
+    found = trained(data.points, sizes.training, seed, folder)
     samples = samples_of(found, sizes.num_samples, seed)
     extracted = mem.extraction(mem.copies(samples, data.points, groups=data.groups))
     asked = np.concatenate([data.points[data.rows], held_out])
     scored = scores_of((*LID_DETECTORS, *OTHERS), asked, found, data.points, seed)
-    kinds = np.concatenate([data.kinds, np.full(len(held_out), HELD_OUT)])
-    none = np.zeros(len(held_out), int)
-    console.print(f"{name}: {len(np.unique(data.groups))} different pictures", style="dim")
     return {
-        "kinds": kinds, "counts": np.concatenate([data.counts, none]),
-        "extracted": np.concatenate([extracted.counts[data.rows], none]),
-        "values": {name: ranked(value) for name, value in scored.value.items()},
-        "dimension": -np.asarray(scored.value["expected_flipd"]),
-        "evaluations": scored.evaluations, "png": -scored.value["png_bytes"],
+        "extracted": extracted.counts[data.rows].tolist(), "evaluations": scored.evaluations,
+        "values": {name: listed(value) for name, value in scored.value.items()},
     }  # fmt: skip
 
 

@@ -22,6 +22,8 @@ from ladder.trained import (
     Trained,
     Training,
     detected,
+    kept,
+    listed,
     ranked,
     samples_of,
     scores_of,
@@ -67,33 +69,43 @@ SIZES = {
 
 
 def one(source: str, seed: int, preset: str, out: Path) -> dict[str, Any]:
-    """Train, draw, label, score; metrics by detector."""
+    """Train, draw, label and score, or read what was found; the scores of all samples."""
     sizes = SIZES[preset]
+    about = sizes.training
     points = pictures(source, 28 if preset == "accelerator" else 14)[0]
+    if points[0].size > 100:
+        about = dataclasses.replace(about, num_steps=round(sizes.longer * about.num_steps))
+    folder = out / f"{Path(source).name}_{about.width}_{about.num_steps}_{seed}"
+    found = kept(folder / "found.json", lambda: _found(points, about, seed, sizes, folder))
+    labels = np.array(found["labels"], bool)
+    console.print(f"{folder.name}: {labels.mean():.3f} of the samples are copies", style="dim")
+    values = {name: ranked(value) for name, value in found["values"].items()}
+    return found | {"values": values, "labels": labels}
+
+
+def _found(
+    points: np.ndarray, about: Training, seed: int, sizes: Sizes, folder: Path
+) -> dict[str, Any]:
     order = np.random.default_rng(seed).permutation(len(points))
     data = points[order[: sizes.num_points]]
     held_out = points[order[sizes.num_points :][: sizes.num_held_out]]
-    about = sizes.training
-    if data[0].size > 100:
-        about = dataclasses.replace(about, num_steps=round(sizes.longer * about.num_steps))
-    name = f"{Path(source).name}_{about.width}_{about.num_steps}_{seed}"
-    found = trained(data, about, seed, out / name)
+    found = trained(data, about, seed, folder)
     samples = samples_of(found, sizes.num_samples, seed)
     copied = mem.copies(samples, data)
-    console.print(f"{name}: {copied.fraction.value:.3f} of the samples are copies", style="dim")
-    scored = scores_of((*LID_DETECTORS, *OTHERS, ORACLE), samples, found, data, seed)
-    values = {name: ranked(value) for name, value in scored.value.items()}
-    values[GIVEN_SIZE] = given_size(scored, held_out, found, data, seed)
-    evaluations = scored.evaluations | {GIVEN_SIZE: scored.evaluations["regeneration"]}
     if copied.memorized.all() or not copied.memorized.any():
-        raise SystemExit(f"{name}: no two kinds of samples; train for longer, or less long.")
-    best = max(LID_DETECTORS, key=lambda name: detected(values[name], copied.memorized).auroc.value)
-    draw(samples, data, copied, values[best], best, out / f"{name}.png")
+        raise SystemExit(f"{folder.name}: no two kinds of samples; train for longer, or less long.")
+    scored = scores_of((*LID_DETECTORS, *OTHERS, ORACLE), samples, found, data, seed)
+    values = dict(scored.value) | {GIVEN_SIZE: given_size(scored, held_out, found, data, seed)}
+    best = max(
+        LID_DETECTORS,
+        key=lambda name: detected(ranked(values[name]), copied.memorized).auroc.value,
+    )
+    draw(samples, data, copied, ranked(values[best]), best, folder.with_suffix(".png"))
     return {
-        "source": source, "seed": seed, "memorized": float(copied.fraction.value),
-        "num_memorized": int(copied.memorized.sum()), "evaluations": evaluations,
-        "values": values, "labels": copied.memorized,
-    }  # fmt: skip
+        "evaluations": scored.evaluations | {GIVEN_SIZE: scored.evaluations["regeneration"]},
+        "values": {name: listed(value) for name, value in values.items()},
+        "labels": copied.memorized.tolist(),
+    }
 
 
 def given_size(
@@ -161,7 +173,7 @@ def run(
             | {name: spoken(row[name]) for name in ("AUROC", "AUPRC", "TPR at 1% FPR")}
             for row in rows
         ]
-        counts = ", ".join(f"{run['num_memorized']}" for run in runs)
+        counts = ", ".join(f"{run['labels'].sum()}" for run in runs)
         samples = SIZES[preset].num_samples
         table(f"C2, {Path(source).name}: which samples are copies ({counts} of {samples})", shown)
         best, other = best_of(rows, "LID"), best_of(rows, "-")
@@ -178,7 +190,7 @@ def run(
             f"{spoken([each.tpr.value for each in compared])} in TPR"
         )
         content[Path(source).name] = {
-            "rows": rows, "memorized": [run["memorized"] for run in runs],
+            "rows": rows, "memorized": [float(run["labels"].mean()) for run in runs],
             "best": best["detector"], "best other": other["detector"],
             "differences of AUROC": [each.auroc for each in compared],
             "differences of TPR": [each.tpr for each in compared],

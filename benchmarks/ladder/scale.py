@@ -9,7 +9,6 @@ samples is copies, and how well two dimensions and the residual tell them.  Wher
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from common import console, number, table
 from matplotlib.figure import Figure
 
 from ladder.pictures import pictures
-from ladder.trained import Training, detected, ranked, samples_of, scores_of, trained
+from ladder.trained import Training, detected, kept, ranked, samples_of, scores_of, trained
 from mmh_jax import memorization as mem
 from mmh_jax import plotting
-from mmh_jax.report.files import write_json
 
 DETECTORS = ("denoised_spread", "expected_flipd", "residual")
 LEAST = 10
@@ -48,26 +46,29 @@ SIZES = {
 def one(source: str, width: int, num: int, seed: int, sizes: Sizes, out: Path) -> dict[str, Any]:
     """Train, draw, label and score, or read what was found."""
     name = f"{Path(source).name}_{num}_{width}_{sizes.num_steps}_{seed}"
-    path = out / name / "found.json"
-    if not path.exists():
-        points = pictures(source, sizes.side)[0]
-        order = np.random.default_rng(seed).permutation(len(points))
-        data = points[order[:num]]
-        found = trained(data, Training(width, sizes.num_steps), seed, out / name)
-        samples = samples_of(found, sizes.num_samples, seed)
-        copied = mem.copies(samples, data).memorized
-        result: dict[str, Any] = {"width": width, "pictures": num, "seed": seed}
-        result |= {"memorized": float(copied.mean()), "detections": None}
-        if min(copied.sum(), (~copied).sum()) >= LEAST:
-            scored = scores_of(DETECTORS, samples, found, data, seed).value
-            judged = {n: detected(ranked(scored[n]), copied) for n in DETECTORS}
-            result["detections"] = {
-                n: {"AUROC": each.auroc.value, "TPR at 1% FPR": each.tpr.value}
-                for n, each in judged.items()
-            }
-        write_json(path, result)
-    result = json.loads(path.read_text())
+    folder = out / name
+    result = kept(folder / "found.json", lambda: _found(source, width, num, seed, sizes, folder))
     console.print(f"{name}: {result['memorized']:.3f} of the samples are copies", style="dim")
+    return result
+
+
+def _found(
+    source: str, width: int, num: int, seed: int, sizes: Sizes, folder: Path
+) -> dict[str, Any]:
+    points = pictures(source, sizes.side)[0]
+    data = points[np.random.default_rng(seed).permutation(len(points))[:num]]
+    found = trained(data, Training(width, sizes.num_steps), seed, folder)
+    samples = samples_of(found, sizes.num_samples, seed)
+    copied = mem.copies(samples, data).memorized
+    result: dict[str, Any] = {"width": width, "pictures": num, "seed": seed}
+    result |= {"memorized": float(copied.mean()), "detections": None}
+    if min(copied.sum(), (~copied).sum()) >= LEAST:
+        scored = scores_of(DETECTORS, samples, found, data, seed).value
+        judged = {n: detected(ranked(scored[n]), copied) for n in DETECTORS}
+        result["detections"] = {
+            n: {"AUROC": each.auroc.value, "TPR at 1% FPR": each.tpr.value}
+            for n, each in judged.items()
+        }
     return result
 
 

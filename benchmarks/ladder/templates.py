@@ -20,7 +20,7 @@ largest, without the mask; the noise level is that of `lid.choose_scale` for tra
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ from matplotlib.patches import Rectangle
 from sklearn.metrics import roc_auc_score
 
 from ladder.pictures import pictures
+from ladder.trained import kept
 from mmh_jax import lid, linalg, mapping, train
 from mmh_jax import memorization as mem
 from mmh_jax.data.planting import Template, plant_template, rectangle
-from mmh_jax.report.files import write_json
 from mmh_jax.typing import Array
 
 # Relative to the spread of the data.
@@ -216,11 +216,8 @@ def run(
         for seed in range(1 if preset == "smoke" else seeds):
             label = f"templates_{name}_{sizes.side}_{sizes.width}_{sizes.steps}"
             folder = out / label / str(seed)
-            path = folder / "found.json"
-            if not path.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                write_json(path, measured(source, seed, sizes, folder))
-            found.append(json.loads(path.read_text()))
+            make = functools.partial(measured, source, seed, sizes, folder)
+            found.append(kept(folder / "found.json", make))
             console.print(f"E: {name}, seed {seed} is done", style="dim")
         rows = over_seeds(found)
         share = found[0]["share of mask"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ from common import console
 
 from mmh_jax import memorization as mem
 from mmh_jax import sample, train
+from mmh_jax.report.files import write_json
 
 # Relative to the spread of the data.  They were found on one training (digits, seed 0), which no
 # table contains: from .14 to .28 the spread of the denoised did about as well, and so did
@@ -30,6 +33,14 @@ class Training:
     num_steps: int
     batch_size: int = 128
     learning_rate: float = 1e-3
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` returns, or returned in an earlier call: a file keeps it."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, make())
+    return json.loads(path.read_text())
 
 
 class Trained(NamedTuple):
@@ -110,6 +121,11 @@ def ranked(values: np.ndarray) -> np.ndarray:
     """A score that could not be had does not accuse: it is the lowest."""
     values = np.asarray(values, float)
     return np.where(np.isnan(values), -np.inf, values)
+
+
+def listed(values: np.ndarray) -> list[float | None]:
+    """Numbers as JSON holds them; `ranked` takes them back."""
+    return [float(value) if np.isfinite(value) else None for value in np.asarray(values)]
 
 
 def detected(values: np.ndarray, labels: np.ndarray) -> mem.Detection:

@@ -71,8 +71,12 @@ def environment() -> dict[str, str]:
     """Versions, and the device that did the work."""
     packages = ("jax", "jaxlib", "flax", "numpy")
     device = jax.devices()[0]
+    try:
+        own = metadata.version("mmh-jax")
+    except metadata.PackageNotFoundError:  # on the path, as a checkout
+        own = "not installed"
     return (
-        {"mmh_jax": metadata.version("mmh-jax"), "python": platform.python_version()}
+        {"mmh_jax": own, "python": platform.python_version()}
         | {name: metadata.version(name) for name in packages}
         | {"platform": device.platform, "device": device.device_kind}
     )
