@@ -76,7 +76,7 @@ def _train(
     )  # fmt: skip
     saved_early = False
     for metrics in train.fit(model.inner, (points - shift) / scale, config, key=fit_key):
-        is_last = metrics.step == about.num_steps
+        is_last = metrics.step >= about.num_steps
         if is_last or (not saved_early and metrics.step >= EARLY * about.num_steps):
             saved_early = True
             inner = dataclasses.replace(model.inner, params=metrics.state.ema)
