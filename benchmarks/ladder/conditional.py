@@ -6,11 +6,11 @@ image by d1 / d2 < 1/3, duplicates counted as one, whatever was asked.  *Attribu
 token that a detector blames most is the trigger.  *Mechanism*: LID(x|c) <= LID(x), for training
 images with their own conditions, in pairs.
 
-The noise level is the flattest of the dimensions of training images (`lid.choose_scale`), and runs
-of conditions drawn from the training set are the reference of step stability: no label is used.
-Samples of one condition are not independent, so that the interval of one seed is too narrow; that
-over seeds is not.  FLIPD holds the residual, which is large for a sample off the model's manifold
-and is no dimension; the residual alone is in the table to compare with.
+The noise level is that of the other tiers, and runs of conditions drawn from the training set are
+the reference of step stability: no label is used.  Samples of one condition are not independent, so
+that the interval of one seed is too narrow; that over seeds is not.  FLIPD holds the residual, which
+is large for a sample off the model's manifold, as guided ones are, and is no dimension: it is in the
+table apart, and so is the trace without it.  The mechanism is told by traces, at three levels.
 """
 
 from __future__ import annotations
@@ -26,21 +26,23 @@ from common import console, number, table
 
 from ladder import attribution
 from ladder.conditions import Task, classes, tokens
-from ladder.trained import kept, ranked
+from ladder.trained import SIGMA, kept, ranked
 from mmh_jax import denoise, lid, linalg, mapping, sample, train
 from mmh_jax import memorization as mem
 from mmh_jax.typing import Array, Key
 
 GUIDANCE, DROPPED, EACH = 5.0, 0.2, 8
 DETECTORS = (
-    "flipd", "flipd_unconditional", "flipd_difference", "flipd_log_ratio", "residual", "score_norm",
+    "flipd", "flipd_unconditional", "flipd_difference", "flipd_log_ratio", "expected_flipd",
+    "projected_trace", "projected_trace_difference", "projected_trace_log_ratio",
+    "eigenvalue_count", "eigenvalue_count_difference", "denoised_spread", "residual", "score_norm",
     "cfg_norm", "cfg_norm_first", "cfg_norm_along", "cfg_norm_encoded", "sharpness",
     "curvature_difference", "anisotropy", "squared_difference", "step_stability", "spikiness",
     "pairwise_radius", "nearest_distance", "pixel_variance", "png_bytes",
 )  # fmt: skip
 OF_TOKENS = ("attention_entropy", "bright_ending", "local_cfg_norm")
 # Relative to the spread of the data.
-SIGMA_MIN, SIGMA_MAX, GRID = 0.02, 20.0, np.geomspace(0.03, 1.0, 10)
+SIGMA_MIN, SIGMA_MAX, SIGMAS = 0.02, 20.0, (0.1, SIGMA, 0.4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,42 +103,50 @@ def _sizes_of_steps(model: Any, cond: Any, levels: Array, *, key: Key) -> Array:
     return mem.step_sizes(sample.heun_path(model.condition(cond), start, levels).states)
 
 
-def _curve(model: Any, x: Array, cond: Any, sigmas: Array) -> Array:
-    return lid.flipd_curve(model.condition(cond), x, sigmas, trace=linalg.positive_exact()).value
+def _traces(model: Any, x: Array, cond: Any, sigmas: Array) -> tuple[Array, Array]:
+    """The dimension with the condition and without it, at each noise level, both (S,)."""
+
+    def of(denoiser: Any, sigma: Array) -> Array:
+        values = lid.jacobian_spectrum(denoiser, x, sigma).eigenvalues
+        return jnp.sum(jnp.maximum(values, 0))
+
+    given, without = model.condition(cond), model.condition(None)
+    pairs = jax.lax.map(lambda sigma: jnp.stack([of(given, sigma), of(without, sigma)]), sigmas)
+    return pairs[:, 0], pairs[:, 1]
 
 
 _drawn = mapping.over_points(_draw, (None, 0, None, None), chunk_size=128)
 _steps_of = mapping.over_points(_sizes_of_steps, (None, 0, None), chunk_size=32)
-_curves = mapping.over_points(_curve, (None, 0, 0, None), chunk_size=16)
+_traces_at = mapping.over_points(_traces, (None, 0, 0, None), chunk_size=16)
 
 
-def settings_for(task: Task, model: Any, rows: np.ndarray, num_levels: int) -> mem.Settings:
-    """Noise levels and sizes, chosen by training images alone."""
-    scale = float(model.scale)
-    grid = jnp.asarray(GRID * scale, jnp.float32)
-    values = _curves(model, task.points[rows], task.conditions[rows], grid)
-    sigma = float(grid[lid.choose_scale(grid, values, ambient_dim=task.points[0].size)])
+def settings_for(scale: float, num_levels: int) -> mem.Settings:
+    """Noise levels and sizes; nothing in it depends on labels."""
     return mem.Settings(
-        sigma,
+        SIGMA * scale,
         levels=sample.karras_levels(
             num_levels, sigma_min=SIGMA_MIN * scale, sigma_max=SIGMA_MAX * scale
         ),
-        encode_levels=np.geomspace(sigma, max(3 * scale, 2 * sigma), num_levels),
+        encode_levels=np.geomspace(SIGMA * scale, 3 * scale, num_levels),
         spread=scale,
         trace=linalg.positive_exact(),
-    )  # fmt: skip
+    )
 
 
-def mechanism(value: dict[str, np.ndarray]) -> dict[str, float | None]:
-    """LID(x) - LID(x|c) in pairs; the detectors are minus the dimensions."""
-    given, without = -value["flipd"], -value["flipd_unconditional"]
-    change = without - given
-    return {
-        "LID(x|c)": number(given.mean()), "LID(x)": number(without.mean()),
-        "difference": number(change.mean()),
-        "stderr": number(change.std(ddof=1) / len(change) ** 0.5),
-        "share not above": float(np.mean(given <= without)),
-    }  # fmt: skip
+def mechanism(task: Task, model: Any, rows: np.ndarray) -> dict[str, dict[str, float | None]]:
+    """LID(x) - LID(x|c) in pairs, by noise level relative to the spread."""
+    sigmas = jnp.asarray(SIGMAS, jnp.float32) * float(model.scale)
+    given, without = _traces_at(model, task.points[rows], task.conditions[rows], sigmas)
+    found = {}
+    for place, sigma in enumerate(SIGMAS):
+        change = without[:, place] - given[:, place]
+        found[f"{sigma:g}"] = {
+            "LID(x|c)": number(given[:, place].mean()), "LID(x)": number(without[:, place].mean()),
+            "difference": number(change.mean()),
+            "stderr": number(change.std(ddof=1) / len(change) ** 0.5),
+            "share not above": float(np.mean(change >= 0)),
+        }  # fmt: skip
+    return found
 
 
 def detections(found: mem.Scores, memorized: np.ndarray) -> dict[str, Any]:
@@ -157,7 +167,7 @@ def measured(task: Task, model: Any, sizes: Sizes, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     different = np.unique(task.points, axis=0, return_index=True)[1]
     rows = rng.permutation(different)[: sizes.num_points]
-    settings = settings_for(task, model, rows[:32], sizes.num_levels)
+    settings = settings_for(float(model.scale), sizes.num_levels)
     conditions = np.repeat(task.asked, EACH, axis=0)
     draws = _drawn(model, conditions, settings.levels, jnp.float32(GUIDANCE), key=draw_key)
     copied = mem.copies(draws, task.points)
@@ -170,14 +180,12 @@ def measured(task: Task, model: Any, sizes: Sizes, seed: int) -> dict[str, Any]:
     )  # fmt: skip
     names = (*DETECTORS, *(OF_TOKENS if task.name == "tokens" else ()))
     found = mem.scores(names, subject, settings, key=score_key)
-    own = mem.Subject(task.points[rows], model, conditions=task.conditions[rows])
-    of_data = mem.scores(["flipd", "flipd_unconditional"], own, settings, key=score_key)
     num = int(copied.memorized.sum())
     result = {
         "task": task.name, "seed": seed, "set": task.about, "sigma": settings.sigma,
         "samples": len(draws), "copies": num,
         "copies by calibrated l2": int(mem.calibrated_copies(draws, task.points).memorized.sum()),
-        "mechanism": mechanism(of_data.value), "detections": None, "hits": None,
+        "mechanism": mechanism(task, model, rows), "detections": None, "hits": None,
     }  # fmt: skip
     if 0 < num < len(draws):
         result["detections"] = detections(found, copied.memorized)
@@ -228,7 +236,7 @@ def bars(kind: str, found: list[dict[str, Any]]) -> list[str]:
         for each in found if each["detections"] is None
     ]  # fmt: skip
     for each in found:
-        change = each["mechanism"]
+        change = each["mechanism"][f"{SIGMA:g}"]
         if change["difference"] is None or change["difference"] < -1.96 * change["stderr"]:
             failures.append(f"{kind}, seed {each['seed']}: LID(x|c) is above LID(x): {change}")
     for name in found[0]["hits"] or ():
@@ -254,9 +262,13 @@ def run(
                 table(f"{title}; samples scored, copies are positive", rows)
             table(f"{title}; by seed", [
                 {key: each[key] for key in ("seed", "sigma", "samples", "copies")}
-                | {"by calibrated l2": each["copies by calibrated l2"]} | each["mechanism"]
+                | {"by calibrated l2": each["copies by calibrated l2"]}
                 | {f"hit@1, {name}": share for name, share in (each["hits"] or {}).items()}
                 for each in found
+            ])  # fmt: skip
+            table("LID(x|c) and LID(x) of training images, by noise level", [
+                {"seed": each["seed"], "sigma / spread": sigma} | change
+                for each in found for sigma, change in each["mechanism"].items()
             ])  # fmt: skip
             content[f"{kind}, {Path(source).name}"] = {"seeds": found, "detectors": rows}
             failures += bars(kind, found)
