@@ -8,9 +8,10 @@ images with their own conditions, in pairs.
 
 The noise level is that of the other tiers, and runs of conditions drawn from the training set are
 the reference of step stability: no label is used.  Samples of one condition are not independent, so
-that the interval of one seed is too narrow; that over seeds is not.  FLIPD holds the residual, which
-is large for a sample off the model's manifold, as guided ones are, and is no dimension: it is in the
-table apart, and so is the trace without it.  The mechanism is told by traces, at three levels.
+that the interval of one seed is too narrow; that over seeds is not.  FLIPD holds the residual,
+which is large for a sample off the model's manifold, as guided ones are, and is no dimension: it is
+in the table apart, and so is the trace without it.  The mechanism is told by traces, at three
+levels.
 """
 
 from __future__ import annotations
@@ -107,8 +108,8 @@ def _traces(model: Any, x: Array, cond: Any, sigmas: Array) -> tuple[Array, Arra
     """The dimension with the condition and without it, at each noise level, both (S,)."""
 
     def of(denoiser: Any, sigma: Array) -> Array:
-        values = lid.jacobian_spectrum(denoiser, x, sigma).eigenvalues
-        return jnp.sum(jnp.maximum(values, 0))
+        found = lid.flipd(denoiser, x, sigma, trace=linalg.exact())
+        return found.value - found.residual
 
     given, without = model.condition(cond), model.condition(None)
     pairs = jax.lax.map(lambda sigma: jnp.stack([of(given, sigma), of(without, sigma)]), sigmas)
