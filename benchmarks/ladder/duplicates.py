@@ -26,6 +26,7 @@ from ladder.trained import (
     detected,
     kept,
     listed,
+    longer,
     ranked,
     samples_of,
     scores_of,
@@ -52,6 +53,7 @@ class Sizes:
 
     Attributes:
         training: of the network.
+        longer: times as many steps for pictures of more than 100 pixels, as in C2.
         num_points: pictures before planting.
         copies: how often the exact ones are there.
         num_planted: pictures for each of these numbers.
@@ -62,6 +64,7 @@ class Sizes:
     """
 
     training: Training
+    longer: float
     num_points: int
     copies: tuple[int, ...]
     num_planted: int
@@ -72,10 +75,10 @@ class Sizes:
 
 
 SIZES = {
-    "smoke": Sizes(Training(192, 1_200, 64), 30, (4, 16), 3, 8, 10, 40, 100),
-    "cpu": Sizes(Training(384, 6_000), 900, (2, 4, 8, 16, 64), 16, 16, 400, 500, 3_000),
+    "smoke": Sizes(Training(192, 1_200, 64), 1, 30, (4, 16), 3, 8, 10, 40, 100),
+    "cpu": Sizes(Training(384, 6_000), 2.5, 900, (2, 4, 8, 16, 64), 16, 16, 400, 500, 3_000),
     "accelerator": Sizes(
-        Training(1_024, 20_000), 10_000, (2, 4, 8, 16, 64, 256), 50, 16, 2_000, 4_000, 20_000
+        Training(1_024, 20_000), 2.5, 10_000, (2, 4, 8, 16, 64, 256), 50, 16, 2_000, 4_000, 20_000
     ),
 }
 
@@ -126,10 +129,10 @@ def one(source: str, seed: int, preset: str, out: Path) -> dict[str, Any]:
     points = points[np.random.default_rng(seed).permutation(len(points))]
     data = planted(points[: sizes.num_points], sizes, seed)
     held_out = points[sizes.num_points :][: sizes.num_held_out]
-    about = sizes.training
+    about = longer(sizes.training, points, sizes.longer)
     name = f"{Path(source).name}_planted_{len(data.points)}_{about.width}_{about.num_steps}_{seed}"
     folder = out / name
-    found = kept(folder / "found.json", lambda: _found(data, held_out, seed, sizes, folder))
+    found = kept(folder / "found.json", lambda: _found(data, held_out, about, seed, sizes, folder))
     none = np.zeros(len(held_out), int)
     console.print(f"{name}: {len(np.unique(data.groups))} different pictures", style="dim")
     values = {name: ranked(value) for name, value in found["values"].items()}
@@ -143,9 +146,9 @@ def one(source: str, seed: int, preset: str, out: Path) -> dict[str, Any]:
 
 
 def _found(
-    data: Planted, held_out: np.ndarray, seed: int, sizes: Sizes, folder: Path
+    data: Planted, held_out: np.ndarray, about: Training, seed: int, sizes: Sizes, folder: Path
 ) -> dict[str, Any]:
-    found = trained(data.points, sizes.training, seed, folder)
+    found = trained(data.points, about, seed, folder)
     samples = samples_of(found, sizes.num_samples, seed)
     extracted = mem.extraction(mem.copies(samples, data.points, groups=data.groups))
     asked = np.concatenate([data.points[data.rows], held_out])

@@ -17,9 +17,7 @@ from mmh_jax import memorization as mem
 from mmh_jax import sample, train
 from mmh_jax.report.files import write_json
 
-# Relative to the spread of the data.  They were found on one training (digits, seed 0), which no
-# table contains: from .14 to .28 the spread of the denoised did about as well, and so did
-# regeneration from .4 to .8.
+# Relative to the spread of the data; C2 chooses its own, on a training that no table contains.
 SIGMA, REGENERATE_FROM = 0.2, 0.5
 # Of the training, where the baseline is taken.
 EARLY = 0.25
@@ -33,6 +31,13 @@ class Training:
     num_steps: int
     batch_size: int = 128
     learning_rate: float = 1e-3
+
+
+def longer(about: Training, points: np.ndarray, times: float) -> Training:
+    """Pictures of more than 100 pixels are memorized later, and trained on for longer."""
+    if points[0].size <= 100:
+        return about
+    return dataclasses.replace(about, num_steps=round(times * about.num_steps))
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -101,20 +106,26 @@ def samples_of(found: Trained, num: int, seed: int) -> np.ndarray:
     return np.concatenate([part(start) for start in range(0, num, 500)])
 
 
-def settings_for(scale: float) -> mem.Settings:
-    """Of all detectors; nothing in it depends on labels."""
-    levels = sample.karras_levels(9, sigma_min=0.02 * scale, sigma_max=REGENERATE_FROM * scale)
-    return mem.Settings(jnp.float32(SIGMA * scale), spread=scale, regeneration_levels=levels)
+def settings_for(
+    scale: float, *, sigma: float = SIGMA, regenerate_from: float = REGENERATE_FROM
+) -> mem.Settings:
+    """Of all detectors, the noise levels relative to the spread."""
+    levels = sample.karras_levels(9, sigma_min=0.02 * scale, sigma_max=regenerate_from * scale)
+    return mem.Settings(jnp.float32(sigma * scale), spread=scale, regeneration_levels=levels)
 
 
 def scores_of(
-    detectors: tuple[str, ...], points: np.ndarray, found: Trained, data: np.ndarray, seed: int
+    detectors: tuple[str, ...],
+    points: np.ndarray,
+    found: Trained,
+    data: np.ndarray,
+    seed: int,
+    **levels: float,
 ) -> mem.Scores:
-    """All detectors at all points."""
+    """All detectors at all points; `levels` as for `settings_for`."""
     subject = mem.Subject(points, found.model, baseline=found.early, data=data)
-    return mem.scores(
-        detectors, subject, settings_for(found.scale), key=jax.random.key(seed), chunk_size=64
-    )
+    settings = settings_for(found.scale, **levels)
+    return mem.scores(detectors, subject, settings, key=jax.random.key(seed), chunk_size=64)
 
 
 def ranked(values: np.ndarray) -> np.ndarray:
