@@ -7,6 +7,7 @@ C1 pictures, unconditional, against measured copying: training pictures, some th
 C2 the same: samples of an overfitting model, without any duplicate.
 C3 as C2, at three sizes of the model by three of the data.
 C4 a GAN: whether its samples of the lowest dimension are memorized or simple.
+C5 verdicts: overfitted singles told from duplicates and shapes, for each source of LID_*.
 D  conditional models: one class, or one token of a prompt, tied to one image.
 E  template memory: a part of the picture copied, and where a map of the pixels finds it.
 
@@ -23,12 +24,22 @@ from typing import Any, Literal
 
 import tyro
 from common import finish, header
-from ladder import conditional, decoder, duplicates, exact, samples, scale, templates, toy
+from ladder import (
+    conditional,
+    decoder,
+    duplicates,
+    exact,
+    samples,
+    scale,
+    templates,
+    toy,
+    verdicts,
+)
 
-Tier = Literal["A", "B", "C1", "C2", "C3", "C4", "D", "E"]
+Tier = Literal["A", "B", "C1", "C2", "C3", "C4", "C5", "D", "E"]
 TIERS = {
     "A": exact, "B": toy, "C1": duplicates, "C2": samples, "C3": scale, "C4": decoder,
-    "D": conditional, "E": templates,
+    "C5": verdicts, "D": conditional, "E": templates,
 }  # fmt: skip
 
 
