@@ -56,7 +56,7 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes(Training(192, 2_000, 64), 16, 2, 8, 40, 200),
-    "cpu": Sizes(Training(384, 8_000), 150, 10, 16, 150, 3_000),
+    "cpu": Sizes(Training(384, 10_000), 50, 10, 8, 100, 2_000),
     "accelerator": Sizes(Training(1_024, 60_000), 1_000, 50, 64, 1_000, 20_000),
 }
 
