@@ -230,15 +230,16 @@ def run(
         for kind in RIGHT:
             line: dict[str, Any] = {"points": kind}
             for of in ("LID_theta", *runs[0]["sources"]):
-                values = [_median(run, kind, of) for run in runs]
-                line[of] = spoken(values)
+                values = [value for run in runs if (value := _median(run, kind, of)) is not None]
+                line[of] = spoken(values) if values else "-"
             medians.append(line)
         table(f"C5, {name}: median dimensions", medians)
         content[name] = {"seeds": runs, "verdicts": rows}
     return content, [] if preset == "smoke" else failures
 
 
-def _median(run: dict[str, Any], kind: str, of: str) -> float:
+def _median(run: dict[str, Any], kind: str, of: str) -> float | None:
     values = run["lid_theta"] if of == "LID_theta" else run["sources"][of]["lid_star"]
     own = np.array(values, float)[np.array(run["kinds"]) == kind]
-    return float(np.median(own[np.isfinite(own)])) if np.isfinite(own).any() else float("nan")
+    own = own[np.isfinite(own)]
+    return float(np.median(own)) if len(own) else None
