@@ -65,7 +65,7 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes(8, 32, 1, 600, 10, 6, 8, 200),
-    "cpu": Sizes(8, 64, 3, 4_000, 160, 12, 128, 5_000),
+    "cpu": Sizes(8, 64, 3, 4_000, 160, 12, 128, 1_000),
     "accelerator": Sizes(16, 192, 6, 40_000, 640, 24, 512, 60_000),
 }
 
@@ -205,7 +205,7 @@ def measured(task: Task, model: Any, sizes: Sizes, seed: int) -> dict[str, Any]:
 
 def of_seed(kind: str, source: str, seed: int, sizes: Sizes, out: Path) -> dict[str, Any]:
     """Train and measure, or read what was found."""
-    shape = f"{sizes.side}_{sizes.width}_{sizes.steps}_{sizes.num_asked}"
+    shape = f"{sizes.side}_{sizes.width}_{sizes.steps}_{sizes.num_asked}_{sizes.most}"
     folder = out / f"conditional_{kind}_{Path(source).name}_{shape}" / str(seed)
 
     def make() -> dict[str, Any]:
