@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from mmh_jax import memorization, train
 from mmh_jax.cli import main
 from mmh_jax.report import measure
 from mmh_jax.report.audit import DETECTORS
+from mmh_jax.report.summary import environment
 from mmh_jax.typing import Estimate
 
 pytestmark = pytest.mark.xdist_group("audit")  # one process, so that the fixtures run once
@@ -275,3 +277,16 @@ def test_a_killed_run_ends_as_one_that_was_not(finished, tmp_path, monkeypatch, 
     assert points_of(tmp_path / "out") == points_of(finished / "out")
     assert comparable(tmp_path / "out") == comparable(finished / "out")
     assert not (tmp_path / "out" / ".work").exists()
+
+
+def test_a_checkout_that_is_not_installed_has_no_version(monkeypatch):
+    found = metadata.version
+
+    def version(name):
+        if name == "mmh-jax":
+            raise metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert environment()["mmh_jax"] == "not installed"
+    assert environment()["jax"] == jax.__version__

@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from common import console, table
+from common import console, number, table
 
 from ladder.pictures import pictures
 from ladder.trained import (
     Training,
     detected,
     kept,
-    listed,
     longer,
     ranked,
     samples_of,
@@ -155,7 +154,7 @@ def _found(
     scored = scores_of((*LID_DETECTORS, *OTHERS), asked, found, data.points, seed)
     return {
         "extracted": extracted.counts[data.rows].tolist(), "evaluations": scored.evaluations,
-        "values": {name: listed(value) for name, value in scored.value.items()},
+        "values": {name: list(map(number, value)) for name, value in scored.value.items()},
     }  # fmt: skip
 
 

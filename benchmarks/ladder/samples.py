@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import console, table
+from common import console, number, table
 
 from ladder.pictures import pictures
 from ladder.trained import (
@@ -25,7 +25,6 @@ from ladder.trained import (
     Training,
     detected,
     kept,
-    listed,
     longer,
     ranked,
     samples_of,
@@ -160,7 +159,7 @@ def _found(
     draw(samples, data, copied, ranked(values[best]), best, folder.with_suffix(".png"))
     return {
         "evaluations": scored.evaluations | {GIVEN_SIZE: scored.evaluations["regeneration"]},
-        "values": {name: listed(value) for name, value in values.items()},
+        "values": {name: list(map(number, value)) for name, value in values.items()},
         "labels": copied.memorized.tolist(),
     }
 

@@ -134,11 +134,6 @@ def ranked(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), -np.inf, values)
 
 
-def listed(values: np.ndarray) -> list[float | None]:
-    """Numbers as JSON holds them; `ranked` takes them back."""
-    return [float(value) if np.isfinite(value) else None for value in np.asarray(values)]
-
-
 def detected(values: np.ndarray, labels: np.ndarray) -> mem.Detection:
     """Of which the values alone are read: no more resamples than there must be."""
     return mem.detection(values, labels, seed=0, num_resamples=100)
