@@ -19,9 +19,9 @@ from common import console, table
 from flax import nnx
 from scipy.stats import spearmanr
 
-from ladder.pictures import pictures
+from ladder.pictures import draw_beside, pictures
 from ladder.trained import detected, kept, spoken
-from mmh_jax import lid, mapping, nn, plotting, train
+from mmh_jax import lid, mapping, nn, train
 from mmh_jax import memorization as mem
 from mmh_jax.data import planting
 from mmh_jax.typing import Array
@@ -77,7 +77,10 @@ def measured(source: str, seed: int, sizes: Sizes, path: Path) -> dict[str, Any]
     samples = samples[..., 0]
     copied = mem.copies(samples, data.points)
     is_planted = np.isin(data.origin[copied.nearest], data.rows)
-    _draw(samples, data.points, copied, dims, path)
+    rows = np.argsort(dims)[:24]
+    labels = [f"{dims[row]:.1f}, {copied.ratio[row]:.2f}" for row in rows]
+    nearest = data.points[copied.nearest[rows]]
+    draw_beside(samples[rows], nearest, labels, "lowest decoder LID, with d1 / d2", path)
     simple = {"png_bytes": mem.png_bytes(samples), "pixel_variance": samples.var(axis=(1, 2))}
     sides = {"distance": copied.distance, **simple}
     lowest = np.argsort(dims)[: max(1, round(LOWEST * len(dims)))]
@@ -96,21 +99,6 @@ def measured(source: str, seed: int, sizes: Sizes, path: Path) -> dict[str, Any]
             key = f"AUROC of {other}, {name}"
             found[key] = detected(-values, labels).auroc.value if known else None
     return found
-
-
-def _draw(
-    samples: np.ndarray, data: np.ndarray, copied: mem.Copies, dims: np.ndarray, path: Path
-) -> None:
-    """The samples of the lowest dimension, each above the training picture nearest to it."""
-    pairs, labels = [], []
-    for rows in np.argsort(dims)[:24].reshape(2, 12):
-        pairs += [samples[rows], data[copied.nearest[rows]]]
-        labels += [f"{dims[row]:.1f}, {copied.ratio[row]:.2f}" for row in rows] + [""] * 12
-    figure = plotting.image_grid(
-        np.concatenate(pairs), num_columns=12, labels=labels,
-        title="lowest decoder LID, with d1 / d2; below each the nearest training picture",
-    )  # fmt: skip
-    figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
 def run(

@@ -1,9 +1,12 @@
-"""Pictures with labels, of a side that small networks can take."""
+"""Pictures with labels, of a side that small networks can take; samples beside what they copy."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
+from mmh_jax import plotting
 from mmh_jax.data import sources
 
 
@@ -31,3 +34,19 @@ def enlarged(points: np.ndarray) -> np.ndarray:
     """(N, 28, 28) of (N, 8, 8): each pixel as 3 x 3, with a margin."""
     large = np.kron(points, np.ones((1, 3, 3), np.float32))
     return np.pad(large, ((0, 0), (2, 2), (2, 2)))
+
+
+def draw_beside(
+    samples: np.ndarray, nearest: np.ndarray, labels: list[str], title: str, path: Path
+) -> None:
+    """Up to 24 samples in two rows, each above the training picture nearest to it."""
+    pairs, texts = [], []
+    for start in range(0, min(24, len(samples)), 12):
+        row = slice(start, start + 12)
+        pairs += [samples[row], nearest[row]]
+        texts += [*labels[row], *[""] * len(labels[row])]
+    figure = plotting.image_grid(
+        np.concatenate(pairs), num_columns=12, labels=texts,
+        title=f"{title}; below each the nearest training picture",
+    )  # fmt: skip
+    figure.savefig(path.with_suffix(".png"), dpi=120)

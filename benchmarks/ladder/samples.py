@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from common import console, number, table
 
-from ladder.pictures import pictures
+from ladder.pictures import draw_beside, pictures
 from ladder.trained import (
     Trained,
     Training,
@@ -33,7 +33,6 @@ from ladder.trained import (
     trained,
 )
 from mmh_jax import memorization as mem
-from mmh_jax import plotting
 
 LID_DETECTORS = (
     "flipd", "projected_flipd", "expected_flipd", "projected_trace", "eigenvalue_count",
@@ -73,8 +72,8 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes(Training(192, 1_200, 64), 1, 24, 40, 100, chooses=False),
-    "cpu": Sizes(Training(384, 4_000), 2.5, 300, 300, 3_000),
-    "accelerator": Sizes(Training(1_024, 12_000), 2.5, 300, 300, 20_000),
+    "cpu": Sizes(Training(384, 4_000), 5, 300, 300, 3_000),
+    "accelerator": Sizes(Training(1_024, 12_000), 5, 300, 300, 20_000),
 }
 
 
@@ -156,7 +155,11 @@ def _found(
         LID_DETECTORS,
         key=lambda name: detected(ranked(values[name]), copied.memorized).auroc.value,
     )
-    draw(samples, data, copied, ranked(values[best]), best, folder.with_suffix(".png"))
+    rows = np.argsort(-ranked(values[best]))[:24]
+    draw_beside(
+        samples[rows], data[copied.nearest[rows]], [f"{each:.2f}" for each in copied.ratio[rows]],
+        f"highest {best}, with d1 / d2", folder,
+    )  # fmt: skip
     return {
         "evaluations": scored.evaluations | {GIVEN_SIZE: scored.evaluations["regeneration"]},
         "values": {name: list(map(number, value)) for name, value in values.items()},
@@ -176,22 +179,6 @@ def given_size(
     return -mem.complexity_residual(lids[0], sizes[0], lids[1], sizes[1])
 
 
-def draw(
-    samples: np.ndarray, data: np.ndarray, copied: mem.Copies, score: np.ndarray, name: str,
-    path: Path,
-) -> None:  # fmt: skip
-    """The samples with the highest scores, each above the training picture nearest to it."""
-    pairs, labels = [], []
-    for rows in np.argsort(-score)[:24].reshape(2, 12):
-        pairs += [samples[rows], data[copied.nearest[rows]]]
-        labels += [f"{ratio:.2f}" for ratio in copied.ratio[rows]] + [""] * 12
-    figure = plotting.image_grid(
-        np.concatenate(pairs), num_columns=12, labels=labels,
-        title=f"highest {name}, with d1 / d2; below each the nearest training picture",
-    )  # fmt: skip
-    figure.savefig(path, dpi=120)
-
-
 def rows_of(runs: list[dict[str, Any]], num_resamples: int) -> list[dict[str, Any]]:
     """A row for each detector: metrics over the seeds of one source."""
     rows = []
@@ -200,13 +187,8 @@ def rows_of(runs: list[dict[str, Any]], num_resamples: int) -> list[dict[str, An
             mem.detection(run["values"][name], run["labels"], seed=0, num_resamples=num_resamples)
             for run in runs
         ]
-        kind = (
-            "LID"
-            if name in (*LID_DETECTORS, *SUMS, GIVEN_SIZE)
-            else "data"
-            if name == ORACLE
-            else "-"
-        )
+        kind = "LID" if name in (*LID_DETECTORS, *SUMS, GIVEN_SIZE) else "-"
+        kind = "data" if name == ORACLE else kind
         rows.append({
             "detector": name, "kind": kind, "evaluations": runs[0]["evaluations"][name],
             "AUROC": [each.auroc.value for each in found],

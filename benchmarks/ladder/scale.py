@@ -90,10 +90,8 @@ def cells(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _over_seeds(name: str, values: list[float]) -> dict[str, float | None]:
-    if not values:
-        return {name: None, f"+- {name}": None}
-    if len(values) == 1:
-        return {name: values[0], f"+- {name}": None}
+    if len(values) < 2:
+        return {name: values[0] if values else None, f"+- {name}": None}
     found = mem.over_seeds(np.array(values))
     return {name: float(found.value), f"+- {name}": number(found.stderr)}
 

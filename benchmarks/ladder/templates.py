@@ -93,11 +93,13 @@ def _energy(denoiser: Any, x: Array, sigma: Array) -> Array:
 
 
 def _maps(model: Any, baseline: Any, x: Array, sigma: Array) -> dict[str, Array]:
-    energy = _energy(model, x, sigma)
+    # One after the other: two decompositions that could run at once have hung on two cores.
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), model, baseline)
+    energy, energy_before = jax.lax.map(lambda one: _energy(one, x, sigma), both)
     diagonal = linalg.exact_diagonal()
     return {
         CURVATURE: mem.curvature_map(model, baseline, x, sigma, diagonal=diagonal).value,
-        "energy lost": _energy(baseline, x, sigma) - energy,
+        "energy lost": energy_before - energy,
         "no energy": 1 - energy,
         "squared difference": mem.squared_difference(model, baseline, x, sigma),
     }

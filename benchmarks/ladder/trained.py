@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from common import console
 
+from mmh_jax import denoise, sample, train
 from mmh_jax import memorization as mem
-from mmh_jax import sample, train
 from mmh_jax.report.files import write_json
 
 # Relative to the spread of the data; C2 chooses its own, on a training that no table contains.
@@ -58,39 +58,44 @@ class Trained(NamedTuple):
 
 def trained(points: np.ndarray, about: Training, seed: int, folder: Path) -> Trained:
     """Train, or read what an earlier call trained into the folder."""
-    shift, scale = train.normalisation(points)
-    if not (folder / "model" / "config.json").exists():
-        _train(points, about, seed, folder, shift, scale)
-    model, early = (train.load(folder / name) for name in ("model", "early"))
-    return Trained(model, early, scale)
+    folders = {round(EARLY * about.num_steps): folder / "early", about.num_steps: folder / "model"}
+    early, model = checkpoints(points, about, seed, folders, half_life=about.num_steps / 40)
+    return Trained(model, early, train.normalisation(points)[1])
 
 
-def _train(
-    points: np.ndarray, about: Training, seed: int, folder: Path, shift: np.ndarray, scale: float
-) -> None:
-    options = {"width": about.width, "depth": 3}
-    model_config = train.ModelConfig(
-        "ResidualMLP", options, points.shape[1:], scale, 1.0, 0.01 * scale, 8.0 * scale
-    )
-    init_key, fit_key = jax.random.split(jax.random.key(seed))
-    model = train.build(model_config, shift, key=init_key)
-    config = train.TrainConfig(
-        num_steps=about.num_steps, batch_size=min(about.batch_size, len(points)),
-        steps_per_round=max(1, round(about.num_steps / 40)), ema_half_life=about.num_steps / 40,
-        noise_levels=train.log_normal(-1.0, 1.2), learning_rate=about.learning_rate,
-    )  # fmt: skip
-    saved_early = False
-    for metrics in train.fit(model.inner, (points - shift) / scale, config, key=fit_key):
-        is_last = metrics.step >= about.num_steps
-        if is_last or (not saved_early and metrics.step >= EARLY * about.num_steps):
-            saved_early = True
+def checkpoints(
+    points: np.ndarray, about: Training, seed: int, folders: dict[int, Path], *, half_life: float
+) -> list[denoise.Affine]:
+    """One model after each of some numbers of steps, in rising order, kept in a folder each.
+
+    What an earlier call finished is read.  Half-life, in steps, of the average of the weights; a
+    checkpoint is taken where a round of about so many steps ends.
+    """
+    wanted = sorted(folders)
+    if not (folders[wanted[-1]] / "config.json").exists():
+        shift, scale = train.normalisation(points)
+        options = {"width": about.width, "depth": 3}
+        model_config = train.ModelConfig(
+            "ResidualMLP", options, points.shape[1:], scale, 1.0, 0.01 * scale, 8.0 * scale
+        )
+        init_key, fit_key = jax.random.split(jax.random.key(seed))
+        model = train.build(model_config, shift, key=init_key)
+        config = train.TrainConfig(
+            num_steps=about.num_steps, batch_size=min(about.batch_size, len(points)),
+            steps_per_round=max(1, round(half_life)), ema_half_life=half_life,
+            noise_levels=train.log_normal(-1.0, 1.2), learning_rate=about.learning_rate,
+        )  # fmt: skip
+        left = list(wanted)
+        for metrics in train.fit(model.inner, (points - shift) / scale, config, key=fit_key):
             inner = dataclasses.replace(model.inner, params=metrics.state.ema)
-            found = dataclasses.replace(model, inner=inner)
-            # The model last: it says that both are there.
-            train.save(folder / ("model" if is_last else "early"), model_config, found)
-            console.print(
-                f"{folder.name}: step {metrics.step}, loss {metrics.loss:.3f}", style="dim"
-            )
+            # The last in order, so that it says that all are there.
+            while left and metrics.step >= left[0]:
+                folder = folders[left.pop(0)]
+                train.save(folder, model_config, dataclasses.replace(model, inner=inner))
+                console.print(
+                    f"{folder}: step {metrics.step}, loss {metrics.loss:.3f}", style="dim"
+                )
+    return [train.load(folders[step]) for step in wanted]
 
 
 def samples_of(found: Trained, num: int, seed: int) -> np.ndarray:

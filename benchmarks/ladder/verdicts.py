@@ -26,8 +26,8 @@ import numpy as np
 from common import console, number, table
 
 from ladder.pictures import pictures
-from ladder.trained import Training, kept, samples_of, spoken, trained
-from mmh_jax import lid, mapping, train
+from ladder.trained import Training, checkpoints, kept, samples_of, spoken, trained
+from mmh_jax import lid, mapping
 from mmh_jax import memorization as mem
 from mmh_jax.data.splits import deduplicated, disjoint_halves
 from mmh_jax.typing import Array, Denoiser, Estimate, Key
@@ -108,27 +108,8 @@ def at_best_moment(moments: Any, x: Array, *, sigmas: Array, key: Key) -> lid.Fl
 def moments_of(points: np.ndarray, about: Training, seed: int, folder: Path) -> Any:
     """A model of the points at several moments of its training, the numbers stacked."""
     steps = np.unique(np.geomspace(0.01, 1, NUM_MOMENTS) * about.num_steps // 1).astype(int)
-    shift, scale = train.normalisation(points)
-    model_config = train.ModelConfig(
-        "ResidualMLP", {"width": about.width, "depth": 3}, points.shape[1:], scale, 1.0,
-        0.01 * scale, 8.0 * scale,
-    )  # fmt: skip
-    if not (folder / str(steps[-1]) / "config.json").exists():
-        init_key, fit_key = jax.random.split(jax.random.key(seed))
-        model = train.build(model_config, shift, key=init_key)
-        config = train.TrainConfig(
-            num_steps=about.num_steps, batch_size=min(about.batch_size, len(points)),
-            steps_per_round=max(1, int(steps[0])), ema_half_life=float(steps[0]),
-            noise_levels=train.log_normal(-1.0, 1.2), learning_rate=about.learning_rate,
-        )  # fmt: skip
-        wanted = list(steps)
-        for metrics in train.fit(model.inner, (points - shift) / scale, config, key=fit_key):
-            if wanted and metrics.step >= wanted[0]:
-                inner = dataclasses.replace(model.inner, params=metrics.state.ema)
-                while wanted and metrics.step >= wanted[0]:
-                    now = dataclasses.replace(model, inner=inner)
-                    train.save(folder / str(wanted.pop(0)), model_config, now)
-    models = [train.load(folder / str(step)) for step in steps]
+    folders = {int(step): folder / str(step) for step in steps}
+    models = checkpoints(points, about, seed, folders, half_life=float(steps[0]))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
 
 
