@@ -190,6 +190,24 @@ def test_affine_keeps_dtype_shape_and_condition():
         denoise.Affine(inner, 0.0, jnp.ones(2))(jnp.ones(2), 0.1)
 
 
+def test_guidance_in_an_interval_of_noise_levels():
+    def with_condition(x, sigma):
+        return 2 * x
+
+    def without(x, sigma):
+        return x
+
+    x = jnp.array([1.0, -2.0])
+    limited = denoise.Guided(with_condition, without, 3.0, low=0.5, high=2.0)
+    late = denoise.Guided(with_condition, without, 3.0, high=1.0, outside=0.0)
+    for sigma, of_limited, of_late in ((0.1, 2, 4), (0.5, 4, 4), (1.5, 4, 1), (3.0, 2, 1)):
+        np.testing.assert_allclose(limited(x, sigma), of_limited * x)
+        np.testing.assert_allclose(late(x, sigma), of_late * x)
+    levels = jnp.array([0.1, 1.5])
+    found = jax.jit(jax.vmap(limited, in_axes=(None, 0)))(x, levels)
+    np.testing.assert_allclose(found, jnp.stack([2 * x, 4 * x]))
+
+
 def test_guidance_at_scales_0_1_3():
     def two_classes(x_t, t, label):
         return label * x_t + t

@@ -231,10 +231,10 @@ LEVELS = sample.karras_levels(24, sigma_min=0.02, sigma_max=10.0)
 
 def test_a_path_ends_where_heun_does_and_denoises_its_states():
     start = 10.0 * jnp.asarray(X, jnp.float32)
-    path = sample.heun_path(NULL, start, LEVELS)
+    path = sample.solve_path(NULL, start, LEVELS)
     assert path.states.shape == path.denoised.shape == (24, DIM)
     np.testing.assert_array_equal(path.states[0], start)
-    np.testing.assert_allclose(path.denoised[-1], sample.heun(NULL, start, LEVELS), rtol=1e-6)
+    np.testing.assert_allclose(path.denoised[-1], sample.solve(NULL, start, LEVELS), rtol=1e-6)
     again = jax.vmap(NULL)(path.states, path.sigmas)
     np.testing.assert_allclose(path.denoised, again, rtol=1e-5, atol=1e-6)
 
@@ -242,14 +242,14 @@ def test_a_path_ends_where_heun_does_and_denoises_its_states():
 def test_a_path_follows_the_flow(x64):
     """x_i - m_i scales as sqrt(l_i + sigma^2)."""
     levels = sample.karras_levels(400, sigma_min=0.02, sigma_max=10.0)
-    path = sample.heun_path(NULL, 10.0 * X, levels)
+    path = sample.solve_path(NULL, 10.0 * X, levels)
     growth = np.sqrt((WIDE + np.asarray(levels)[:, None] ** 2) / (WIDE + 100.0))
     expected = MEAN + growth * (10 * X - MEAN)
     np.testing.assert_allclose(path.states, expected, rtol=2e-3, atol=2e-3)
 
 
 def test_cfg_norm_along_is_that_of_each_state(x64):
-    path = sample.heun_path(CONDITIONAL, 10.0 * X, jnp.asarray(LEVELS, float))
+    path = sample.solve_path(CONDITIONAL, 10.0 * X, jnp.asarray(LEVELS, float))
     along = mem.cfg_norm_along(CONDITIONAL, NULL, path)
     each = [
         np.linalg.norm(np.subtract(*answers(np.asarray(x), float(sigma))[:2])) / float(sigma)

@@ -323,7 +323,7 @@ def test_a_run_that_jumps_is_not_stable():
     @jax.jit
     @jax.vmap
     def sizes(x):
-        return mem.step_sizes(sample.heun_path(population, x, LEVELS).states)
+        return mem.step_sizes(sample.solve_path(population, x, LEVELS).states)
 
     reference = mem.step_reference(sizes(starts))
     normal, other = (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import struct
 
-from mmh_jax import sample
+from mmh_jax import analytic, sample
 
 SCALES = np.array([0.0, 0.5, 2.0])
 
@@ -31,15 +31,151 @@ def test_karras_levels_are_those_of_the_paper(x64):
     np.testing.assert_allclose(levels, expected, rtol=1e-12)
 
 
-def test_heun_converges_with_order_two(x64):
+@pytest.mark.parametrize(
+    ("step", "order"),
+    [(sample.heun(), 2), (sample.ddim(), 1), (sample.dpm_solver_2m(), 2)],
+    ids=["heun", "ddim", "dpm_solver_2m"],
+)
+def test_steps_converge_with_their_order(x64, step, order):
     x = jnp.array([10.0, -20.0, 30.0])
     exact = gaussian(flow(x, 20.0, 0.02), 0.02)
     errors = []
-    for num in (33, 65, 129):
+    for num in (129, 257, 513):
         levels = sample.karras_levels(num, sigma_min=0.02, sigma_max=20.0)
-        errors.append(float(jnp.max(jnp.abs(sample.heun(gaussian, x, levels) - exact))))
+        found = sample.solve(gaussian, x, levels, step=step)
+        errors.append(float(jnp.max(jnp.abs(found - exact))))
     orders = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
-    assert np.all(orders > 1.8), (errors, orders)
+    assert np.all(np.abs(orders - order) < 0.15), (errors, orders)
+
+
+STOCHASTIC = {
+    "ancestral": sample.ancestral(),
+    "eta": sample.ddim(0.5),
+    "edm": sample.heun(0.2),
+    "edm, an interval": sample.heun(0.2, low=0.5, high=5.0),
+}
+
+
+@pytest.mark.parametrize("step", STOCHASTIC.values(), ids=STOCHASTIC)
+def test_noise_of_steps_keeps_the_law(step):
+    num = 4_000
+    draws = sample.sample(
+        gaussian, num, key=jax.random.key(0), sigma_min=0.002, sigma_max=40.0, shape=(3,),
+        num_levels=200, step=step,
+    )  # fmt: skip
+    mean, variance = np.mean(draws, 0), np.var(np.asarray(draws), 0)
+    assert np.all(np.abs(mean) < 4 * SCALES / np.sqrt(num) + 1e-4)
+    # Four standard errors, and 3% for the steps.
+    np.testing.assert_allclose(variance, SCALES**2, rtol=4 * np.sqrt(2 / num) + 0.03, atol=1e-4)
+    again = sample.solve(gaussian, jnp.ones(3), jnp.array([3.0, 1.0, 0.1]), step=step,
+                         key=jax.random.key(0))  # fmt: skip
+    other = sample.solve(gaussian, jnp.ones(3), jnp.array([3.0, 1.0, 0.1]), step=step,
+                         key=jax.random.key(1))  # fmt: skip
+    assert not np.allclose(again, other)
+
+
+def energy(one, other):
+    """Energy distance of two samples, (N, D) and (M, D)."""
+
+    def apart(a, b):
+        return np.mean(np.linalg.norm(a[:, None] - b, axis=-1))
+
+    return 2 * apart(one, other) - apart(one, one) - apart(other, other)
+
+
+def permutation_p(one, other, rng, num=200):
+    """The share of ways to divide all points in two that are as far apart as these."""
+    both, size = np.concatenate([one, other]), len(one)
+    found = energy(one, other)
+    orders = (rng.permutation(len(both)) for _ in range(num))
+    beaten = sum(energy(both[order[:size]], both[order[size:]]) >= found for order in orders)
+    return (1 + beaten) / (1 + num)
+
+
+LAW = {
+    "heun": sample.heun(), "ddim": sample.ddim(), "dpm_solver_2m": sample.dpm_solver_2m(),
+    "ancestral": sample.ancestral(), "edm": sample.heun(0.1),
+}  # fmt: skip
+
+
+def two_clusters():
+    components = (
+        analytic.LinearGaussian(jnp.array(mean), jnp.eye(2), jnp.array([0.3, 0.3]))
+        for mean in ([2.0, 0.0], [-1.0, 1.0])
+    )
+    return analytic.Mixture(tuple(components), [0.7, 0.3])
+
+
+@pytest.mark.parametrize("step", LAW.values(), ids=LAW)
+def test_samples_cannot_be_told_from_the_law_of_a_mixture(step):
+    law, rng = two_clusters(), np.random.default_rng(0)
+    truth = np.asarray(law.sample(300, key=jax.random.key(2)))
+    draws = sample.sample(
+        law, 300, key=jax.random.key(1), sigma_min=0.01, sigma_max=20.0, num_levels=100,
+        shape=(2,), step=step,
+    )  # fmt: skip
+    assert permutation_p(np.asarray(draws), truth, rng) > 0.02
+    # The test is one that sees a wrong share of the clusters.
+    large = truth[:, 0] > 0.5
+    wrong = np.concatenate([truth[large][: np.sum(~large)], truth[~large]])
+    assert permutation_p(np.asarray(draws), wrong, rng) < 0.02
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_the_reverse_sde_has_the_law_and_without_noise_the_flow(x64, noise):
+    keys = jax.random.split(jax.random.key(0), 2_000)
+    start = 20.0 * jax.random.normal(jax.random.key(1), (2_000, 3))
+
+    def carry(x, key):
+        return sample.reverse_sde(gaussian, x, 20.0, 0.05, key=key, noise=noise, num_steps=200)
+
+    ends = np.asarray(jax.jit(jax.vmap(carry))(start, keys))
+    # What starts with the variance of the noise alone.
+    given = SCALES**2 + 0.05**2
+    np.testing.assert_allclose(ends.var(0), given, rtol=4 * np.sqrt(2 / 2_000) + 0.03)
+    if noise == 0:
+        np.testing.assert_allclose(ends, flow(np.asarray(start), 20.0, 0.05), rtol=0.02)
+
+
+def test_the_reverse_sde_takes_solvers_steps_and_gives_up(x64):
+    settings = {"key": jax.random.key(0), "num_steps": 100}
+    x = jnp.array([1.0, -2.0, 3.0])
+    fixed = sample.reverse_sde(gaussian, x, 3.0, 0.1, solver=diffrax.ShARK(), **settings)
+    adaptive = sample.reverse_sde(
+        gaussian, x, 3.0, 0.1, **settings,
+        controller=diffrax.PIDController(rtol=1e-2, atol=1e-2, dtmin=0.005),
+    )  # fmt: skip
+    # One Brownian path, two ways of following it.
+    np.testing.assert_allclose(fixed, adaptive, atol=0.1)
+    failed = sample.reverse_sde(gaussian, x, 3.0, 0.1, max_steps=3, **settings)
+    assert jnp.all(jnp.isnan(failed))
+    with pytest.raises(TypeError, match="needs a key"):
+        sample.reverse_sde(gaussian, x, 3.0, 0.1, key=None)  # pyright: ignore
+
+
+@pytest.mark.parametrize("step", LAW.values(), ids=LAW)
+def test_a_path_ends_where_solve_does_and_records(step):
+    levels, key = sample.karras_levels(6, sigma_min=0.1, sigma_max=3.0), jax.random.key(3)
+    x = jnp.array([1.0, -2.0, 3.0])
+    path = sample.solve_path(
+        gaussian, x, levels, step=step, key=key,
+        record=lambda x, denoised, sigma: {"residual": jnp.sum((x - denoised) ** 2) / sigma**2},
+    )  # fmt: skip
+    end = sample.solve(gaussian, x, levels, step=step, key=key)
+    np.testing.assert_allclose(path.denoised[-1], end, rtol=1e-6)
+    assert path.recorded is not None
+    assert path.recorded["residual"].shape == (6,)
+    gap = path.states[-1] - path.denoised[-1]
+    np.testing.assert_allclose(path.recorded["residual"][-1], jnp.sum(gap**2) / 0.01, rtol=1e-5)
+
+
+def test_steps_say_what_is_wrong():
+    with pytest.raises(ValueError, match="eta is between 0"):
+        sample.ddim(1.5)
+    with pytest.raises(ValueError, match="not negative, and low is below high"):
+        sample.heun(-0.1)
+    with pytest.raises(TypeError, match="needs a key"):
+        sample.solve(gaussian, jnp.ones(3), jnp.array([1.0, 0.1]), step=sample.ancestral())
 
 
 @pytest.mark.parametrize("ends", [(20.0, 0.02), (0.02, 20.0)])

@@ -31,7 +31,7 @@ def _blame(model: Any, tokens: Array, levels: Array, scale: Array, *, key: Key) 
     start = levels[0] * jax.random.normal(key, model.shape)
     guided = denoise.Guided(model.condition(tokens), null, scale)
     late = round(LATE * (len(levels) - 1))
-    state = sample.heun_path(guided, start, levels).states[late]
+    state = sample.solve_path(guided, start, levels).states[late]
     return {
         "cfg_norm": _lengths(
             lambda e: mem.cfg_norm(model.condition(e), null, start, levels[0]), tokens

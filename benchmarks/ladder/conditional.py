@@ -99,12 +99,12 @@ def trained(task: Task, sizes: Sizes, seed: int, folder: Path) -> denoise.Affine
 
 def _draw(model: Any, cond: Any, levels: Array, scale: Array, *, key: Key) -> Array:
     guided = denoise.Guided(model.condition(cond), model.condition(None), scale)
-    return sample.heun(guided, levels[0] * jax.random.normal(key, model.shape), levels)
+    return sample.solve(guided, levels[0] * jax.random.normal(key, model.shape), levels)
 
 
 def _sizes_of_steps(model: Any, cond: Any, levels: Array, *, key: Key) -> Array:
     start = levels[0] * jax.random.normal(key, model.shape)
-    return mem.step_sizes(sample.heun_path(model.condition(cond), start, levels).states)
+    return mem.step_sizes(sample.solve_path(model.condition(cond), start, levels).states)
 
 
 def _traces(model: Any, x: Array, cond: Any, sigmas: Array) -> tuple[Array, Array]:

@@ -155,19 +155,31 @@ class Guided:
     the conditional one.  For other scales the result is, in general, no density's denoiser: its
     Jacobian need not be symmetric, and a dimension read from it is that of the guided field.
 
+    At noise levels not between `low` and `high` the scale is `outside`.  Guidance in a limited
+    interval (Kynkaanniemi et al. 2024, 2404.07724) has an `outside` of 1; guidance that starts late
+    (Jain et al. 2025), so that a memorized condition cannot draw samples to its image while they
+    are mostly noise, has a `high` and an `outside` of 0.
+
     Attributes:
         conditional: the denoiser with its condition bound.
         unconditional: the denoiser without, or with the null condition.
         guidance_scale: a scalar.
+        low, high: noise levels, in data units, between which it is the scale.
+        outside: the scale elsewhere.
 
     >>> near, far = (lambda x, sigma: x), (lambda x, sigma: 0 * x)
     >>> Guided(near, far, 3.0)(jnp.ones(2), 0.5)
     Array([3., 3.], dtype=float32)
+    >>> Guided(near, far, 3.0, high=0.4, outside=0.0)(jnp.ones(2), 0.5)
+    Array([0., 0.], dtype=float32)
     """
 
     conditional: Any
     unconditional: Any
     guidance_scale: ArrayLike = 1.0
+    low: ArrayLike = 0.0
+    high: ArrayLike = float("inf")
+    outside: ArrayLike = 1.0
 
     @property
     def is_guided(self) -> bool:
@@ -187,7 +199,8 @@ class Guided:
     def __call__(self, x: Array, sigma: ArrayLike) -> Array:
         """The guided combination of both answers."""
         null = self.unconditional(x, sigma)
-        scale = jnp.asarray(self.guidance_scale, null.dtype)
+        inside = (jnp.asarray(self.low) <= sigma) & (sigma <= jnp.asarray(self.high))
+        scale = jnp.where(inside, self.guidance_scale, self.outside).astype(null.dtype)
         return null + scale * (self.conditional(x, sigma) - null)
 
     def condition(self, cond: Any) -> Guided:

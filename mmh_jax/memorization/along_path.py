@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmh_jax.memorization.conditional import noise_difference, norm
-from mmh_jax.sample import Path, heun_path
+from mmh_jax.sample import Path, solve_path
 from mmh_jax.typing import Array, ArrayLike, Denoiser, check_point, is_traced
 
 __all__ = [
@@ -34,13 +34,13 @@ def cfg_norm_along(conditional: Denoiser, unconditional: Denoiser, path: Path) -
 
     Args:
         conditional, unconditional: as for `cfg_norm`.
-        path: one run of `sample.heun_path`, of the guided or of the conditional model.
+        path: one run of `sample.solve_path`, of the guided or of the conditional model.
 
     Cost: 2 S evaluations, one state at a time.
 
-    >>> from mmh_jax.sample import heun_path
+    >>> from mmh_jax.sample import solve_path
     >>> null, one = (lambda x, sigma: 0 * x), (lambda x, sigma: 0 * x + 1)
-    >>> cfg_norm_along(one, null, heun_path(one, jnp.ones(4), jnp.array([4.0, 2.0, 1.0])))
+    >>> cfg_norm_along(one, null, solve_path(one, jnp.ones(4), jnp.array([4.0, 2.0, 1.0])))
     Array([0.5, 1. , 2. ], dtype=float32)
     """
 
@@ -87,7 +87,7 @@ def encoded_cfg_norm(
             "goes up. Did you mean `sigmas[::-1]`?"
         )
     flow = conditional if flow is None else flow
-    end = heun_path(flow, x, levels).states[-1]
+    end = solve_path(flow, x, levels).states[-1]
     return norm(noise_difference(conditional, unconditional, end, levels[-1]))
 
 

@@ -24,7 +24,7 @@ from mmh_jax.linalg.operator import products_of
 from mmh_jax.memorization import against, along_path, conditional, curvature, inside
 from mmh_jax.memorization.regeneration import Regeneration, regeneration
 from mmh_jax.memorization.subject import At, Settings
-from mmh_jax.sample import heun_path
+from mmh_jax.sample import solve_path
 from mmh_jax.typing import Array, Key
 
 __all__ = ["QUANTITIES", "Quantity", "evaluations_of", "gather", "with_needs"]
@@ -171,7 +171,7 @@ def _danger(at: At, found: Mapping[str, Any], key: Key) -> Any:
 
 def _path(at: At, found: Mapping[str, Any], key: Key) -> Any:
     levels = jnp.asarray(at.settings.levels, at.x.dtype)
-    return heun_path(at.denoiser, levels[0] * found["noise"], levels)
+    return solve_path(at.denoiser, levels[0] * found["noise"], levels)
 
 
 def _bright(at: At, found: Mapping[str, Any], key: Key) -> Array:

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmh_jax.linalg.operator import check_positive, in_chunks, mean_and_stderr
-from mmh_jax.sample import heun
+from mmh_jax.sample import solve
 from mmh_jax.typing import (
     Array,
     ArrayLike,
@@ -114,7 +114,7 @@ def regeneration(
 
     def end(sample_key: Key) -> Array:
         noise = jax.random.normal(sample_key, x.shape, x.dtype)
-        return heun(denoiser, x + levels[0] * noise, levels)
+        return solve(denoiser, x + levels[0] * noise, levels)
 
     ends = in_chunks(end, jax.random.split(key, num_samples), chunk_size)
     center = jnp.mean(ends, axis=0)

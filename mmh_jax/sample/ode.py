@@ -6,23 +6,25 @@ For x = x_t / alpha and sigma = s / alpha, every schedule's probability flow is 
 
 from N(0, sigma_max^2 I) down to sigma_min (Song et al. 2021, 2011.13456; Karras et al. 2022,
 2206.00364, eq. 1 and 4).  In u = log sigma it reads dx/du = x - D, free of the singularity at 0.
-Both samplers end with one application of the denoiser, which removes the last noise.
+Few-step samplers (`steps`) end with one application of the denoiser, which removes the last noise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from mmh_jax.typing import Array, ArrayLike, Denoiser, Key
+from mmh_jax.sample.steps import Step, heun
+from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_key
 
 if TYPE_CHECKING:
     import diffrax
 
-__all__ = ["Path", "heun", "heun_path", "karras_levels", "probability_flow", "sample"]
+__all__ = ["Path", "karras_levels", "probability_flow", "sample", "solve", "solve_path"]
 
 
 def karras_levels(
@@ -42,36 +44,6 @@ def karras_levels(
     return jnp.linspace(ends[0], ends[1], num_levels) ** rho
 
 
-def _heun_step(
-    denoiser: Denoiser, x: Array, sigma: Array, sigma_next: Array
-) -> tuple[Array, Array]:
-    """The point at the next level, and what the denoiser made of it at this one."""
-    denoised = denoiser(x, sigma)
-    slope = (x - denoised) / sigma
-    euler = x + (sigma_next - sigma) * slope
-    slope_next = (euler - denoiser(euler, sigma_next)) / sigma_next
-    return x + (sigma_next - sigma) * (slope + slope_next) / 2, denoised
-
-
-def heun(denoiser: Denoiser, x: Array, sigmas: Array) -> Array:
-    """The fixed-step second-order sampler of Karras et al. (2022, algorithm 1).
-
-    Args:
-        denoiser: the model.
-        x: the noisy start, a draw from N(0, sigmas[0]^2 I), one point.
-        sigmas: (S,) decreasing noise levels.
-
-    Returns:
-        The denoised end, of x's shape.  Cost: 2 S - 1 evaluations; error of order 1/S^2.
-    """
-
-    def step(x: Array, levels: tuple[Array, Array]) -> tuple[Array, None]:
-        return _heun_step(denoiser, x, *levels)[0], None
-
-    x, _ = jax.lax.scan(step, x, (sigmas[:-1], sigmas[1:]))
-    return denoiser(x, sigmas[-1])
-
-
 class Path(NamedTuple):
     """One run of a sampler, from its start to its end.
 
@@ -79,39 +51,104 @@ class Path(NamedTuple):
         sigmas: (S,) the noise levels.
         states: (S, *shape) the point at each of them.
         denoised: (S, *shape) the denoiser's answer there; the last is the sample.
+        recorded: what `record` made of each of them, (S, ...); None without.
     """
 
     sigmas: Any
     states: Any
     denoised: Any
+    recorded: Any = None
 
 
-def heun_path(denoiser: Denoiser, x: Array, sigmas: Array) -> Path:
-    """`heun` with all that it passes through; upwards, too, to encode a point.
+def solve(
+    denoiser: Denoiser,
+    x: Array,
+    sigmas: Array,
+    *,
+    step: Step = heun(),  # noqa: B008 (a frozen value)
+    key: Key | None = None,
+) -> Array:
+    """Carry one point through noise levels by a few-step sampler, and denoise it at the last.
+
+    Args:
+        denoiser: the model.
+        x: the noisy start, a draw from N(0, sigmas[0]^2 I), one point.
+        sigmas: (S,) decreasing noise levels.
+        step: `heun()`, `ddim(eta)`, `ancestral()`, `dpm_solver_2m()`, or a `Step` of your own.
+        key: for a step that draws noise.
+
+    Returns:
+        The denoised end, of x's shape.  Cost: (S - 1) `step.evaluations` + 1; error of order 1/S
+        for `ddim`, 1/S^2 for `heun` and `dpm_solver_2m`.
+
+    Raises:
+        TypeError: for a stochastic step without a key.
+
+    >>> from mmh_jax.sample import dpm_solver_2m
+    >>> gaussian = lambda x, sigma: x / (1 + sigma**2)
+    >>> levels = karras_levels(32, sigma_min=0.01, sigma_max=3.0)
+    >>> end = solve(gaussian, jnp.array([10**0.5]), levels, step=dpm_solver_2m())
+    >>> bool(jnp.allclose(end, 1.0, atol=0.01))
+    True
+    """
+
+    def advance(carry: Any, levels: Any) -> tuple[Any, None]:
+        moved = step(denoiser, carry[0], *levels[:2], carry[1], key=levels[2])
+        return (moved.x, moved.memory), None
+
+    x, sigmas = jnp.asarray(x), jnp.asarray(sigmas, jnp.result_type(x, float))
+    levels = _levels("solve", sigmas, step, key)
+    (x, _), _ = jax.lax.scan(advance, (x, step.start(x)), levels)
+    return denoiser(x, sigmas[-1])
+
+
+def solve_path(
+    denoiser: Denoiser,
+    x: Array,
+    sigmas: Array,
+    *,
+    step: Step = heun(),  # noqa: B008
+    key: Key | None = None,
+    record: Callable[[Array, Array, Array], Any] | None = None,
+) -> Path:
+    """`solve` with all that it passes through; upwards, too, to encode a point.
 
     Args:
         denoiser: the model.
         x: one point at the noise level `sigmas[0]`.
         sigmas: (S,) noise levels, decreasing to sample, increasing to add noise along the flow.
+        step, key: as for `solve`; a deterministic step to go upwards.
+        record: called as `record(x, denoised, sigma)` at each level, a pytree of arrays.
 
-    Cost: 2 S - 1 evaluations, as `heun`; 2 S points of memory.
+    Cost: as `solve`; 2 S points of memory, and what is recorded.
 
-    >>> path = heun_path(lambda x, sigma: 0 * x, jnp.array([4.0]), jnp.array([4.0, 2.0, 1.0]))
+    >>> path = solve_path(lambda x, sigma: 0 * x, jnp.array([4.0]), jnp.array([4.0, 2.0, 1.0]))
     >>> path.states[:, 0], path.denoised.shape
     (Array([4., 2., 1.], dtype=float32), (3, 1))
     """
 
-    def step(x: Array, levels: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-        x_next, denoised = _heun_step(denoiser, x, *levels)
-        return x_next, (x, denoised)
+    def seen(x: Array, denoised: Array, sigma: Array) -> tuple[Array, Array, Any]:
+        return x, denoised, None if record is None else record(x, denoised, sigma)
 
-    end, (states, denoised) = jax.lax.scan(step, x, (sigmas[:-1], sigmas[1:]))
-    last = denoiser(end, sigmas[-1])
+    def advance(carry: Any, levels: Any) -> tuple[Any, Any]:
+        moved = step(denoiser, carry[0], *levels[:2], carry[1], key=levels[2])
+        return (moved.x, moved.memory), seen(carry[0], moved.denoised, levels[0])
+
+    x, sigmas = jnp.asarray(x), jnp.asarray(sigmas, jnp.result_type(x, float))
+    levels = _levels("solve_path", sigmas, step, key)
+    (end, _), before = jax.lax.scan(advance, (x, step.start(x)), levels)
+    last = seen(end, denoiser(end, sigmas[-1]), sigmas[-1])
     return Path(
-        sigmas,
-        jnp.concatenate([states, end[None]]),
-        jnp.concatenate([denoised, last[None]]),
+        sigmas, *jax.tree.map(lambda some, one: jnp.concatenate([some, one[None]]), before, last)
     )
+
+
+def _levels(caller: str, sigmas: Array, step: Step, key: Key | None) -> tuple[Any, Any, Any]:
+    """What the loop runs over: levels, the next ones, and keys where the step draws."""
+    keys = None
+    if step.is_stochastic:
+        keys = jax.random.split(check_key(f"{caller}(step={step})", key), len(sigmas) - 1)
+    return sigmas[:-1], sigmas[1:], keys
 
 
 def probability_flow(
@@ -179,8 +216,9 @@ def sample(
     num_levels: int = 32,
     shape: tuple[int, ...] | None = None,
     conditions: Any = None,
+    step: Step = heun(),  # noqa: B008
 ) -> Array:
-    """Draw samples with `heun` on `karras_levels`.
+    """Draw samples with `solve` on `karras_levels`.
 
     Args:
         denoiser: the model.
@@ -188,10 +226,11 @@ def sample(
         key: draws the noise.
         sigma_min: the smallest noise level, where the model was still trained.
         sigma_max: the largest; several times the spread of the data.
-        num_levels: the cost is 2 num_levels - 1 evaluations for each sample.
+        num_levels: the cost is 2 num_levels - 1 evaluations for each sample with Heun's steps.
         shape: of a point; by default the denoiser's.
         conditions: (num, ...), a pytree: one for each sample, bound by `denoiser.condition`; None
             for the denoiser as it is.
+        step: as for `solve`.
 
     Returns:
         (num, *shape).
@@ -209,12 +248,17 @@ def sample(
         )
     sigmas = karras_levels(num_levels, sigma_min=sigma_min, sigma_max=sigma_max)
     noise = sigma_max * jax.random.normal(key, (num, *shape))
-    return _heun_many(denoiser, jax.tree.map(jnp.asarray, conditions), noise, sigmas)
+    conditions = jax.tree.map(jnp.asarray, conditions)
+    keys = jax.random.split(jax.random.fold_in(key, 1), num) if step.is_stochastic else None
+    return _solve_many(denoiser, conditions, noise, keys, sigmas, step)
 
 
-def _conditional_heun(denoiser: Any, condition: Any, x: Array, sigmas: Array) -> Array:
-    return heun(denoiser if condition is None else denoiser.condition(condition), x, sigmas)
+def _conditional(
+    denoiser: Any, condition: Any, x: Array, key: Key | None, sigmas: Array, step: Step
+) -> Array:
+    bound = denoiser if condition is None else denoiser.condition(condition)
+    return solve(bound, x, sigmas, step=step, key=key)
 
 
 # Filtered, so that a plain function may be the denoiser.
-_heun_many = eqx.filter_jit(eqx.filter_vmap(_conditional_heun, in_axes=(None, 0, 0, None)))
+_solve_many = eqx.filter_jit(eqx.filter_vmap(_conditional, in_axes=(None, 0, 0, 0, None, None)))
