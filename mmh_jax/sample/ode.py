@@ -93,7 +93,8 @@ def solve(
     """
 
     def advance(carry: Any, levels: Any) -> tuple[Any, None]:
-        moved = step(denoiser, carry[0], *levels[:2], carry[1], key=levels[2])
+        (x, memory), (sigma, sigma_next, step_key) = carry, levels
+        moved = step(denoiser, x, sigma, sigma_next, memory, key=step_key)
         return (moved.x, moved.memory), None
 
     x, sigmas = jnp.asarray(x), jnp.asarray(sigmas, jnp.result_type(x, float))
@@ -131,8 +132,9 @@ def solve_path(
         return x, denoised, None if record is None else record(x, denoised, sigma)
 
     def advance(carry: Any, levels: Any) -> tuple[Any, Any]:
-        moved = step(denoiser, carry[0], *levels[:2], carry[1], key=levels[2])
-        return (moved.x, moved.memory), seen(carry[0], moved.denoised, levels[0])
+        (x, memory), (sigma, sigma_next, step_key) = carry, levels
+        moved = step(denoiser, x, sigma, sigma_next, memory, key=step_key)
+        return (moved.x, moved.memory), seen(x, moved.denoised, sigma)
 
     x, sigmas = jnp.asarray(x), jnp.asarray(sigmas, jnp.result_type(x, float))
     levels = _levels("solve_path", sigmas, step, key)
