@@ -1,9 +1,9 @@
 """Local intrinsic dimension and memorization in generative models, in JAX.
 
 Rooms: `noise`, `denoise`, `analytic` (from a model to a denoiser); `lid` (from a denoiser, or from
-data, to a dimension); `memorization` (from two dimensions to a verdict); `evaluation` (how good the
-samples are); `train`, `sample`, `nn`, `data`; and `linalg`, `mapping`, the tools they share.  The
-verbs of every day are here too.
+data, to a dimension); `memorization` (from two dimensions to a verdict); `mitigation` (steering
+away from what is memorized); `evaluation` (how good the samples are); `train`, `sample`, `nn`,
+`data`; and `linalg`, `mapping`, the tools they share.  The verbs of every day are here too.
 """
 
 from mmh_jax import (
@@ -15,6 +15,7 @@ from mmh_jax import (
     linalg,
     mapping,
     memorization,
+    mitigation,
     nn,
     noise,
     sample,
@@ -43,6 +44,7 @@ __all__ = [
     "load",
     "mapping",
     "memorization",
+    "mitigation",
     "nn",
     "noise",
     "over_points",

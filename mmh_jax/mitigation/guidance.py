@@ -1,0 +1,178 @@
+r"""LID guidance: a denoiser that steers samples away from low dimensions.
+
+On the way to a point that a model has memorized the posterior of x0 given the noisy x collapses
+early, and with it the dimension that the denoiser sees from there,
+
+    d(x; sigma) = tr dD/dx = E[|x0 - D|^2 | x] / sigma^2.
+
+Guidance multiplies the density at each noise level by a weight that is 1 where d is usual,
+
+    log w(x; sigma) = -strength/2 * max(0, target(sigma) - d(x; sigma))^2,
+
+so that the score gains grad log w, and the denoiser sigma^2 grad log w.  Two things keep it from
+making pictures of noise, which have the largest dimension of all: beyond the target nothing acts;
+and the step is projected by the Jacobian onto the directions that the model itself allows, J grad,
+and cut to a share of the denoising step |x - D|.
+
+The target is a low quantile of d at the same noise level on the way to samples that are not copies
+(`reference_target`): of a share of about that quantile of them the sampler is disturbed, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from mmh_jax import linalg
+from mmh_jax.denoise import trained_range
+from mmh_jax.linalg.operator import safe_sqrt
+from mmh_jax.typing import Array, ArrayLike, Key
+
+__all__ = ["LidGuided", "Target", "reference_target"]
+
+
+@struct.dataclass
+class Target:
+    """The least usual dimension by noise level, linear in log sigma between levels.
+
+    Attributes:
+        sigmas: (S,) noise levels in data units, increasing or decreasing.
+        values: (S,) dimensions.
+
+    >>> Target(jnp.array([0.1, 10.0]), jnp.array([2.0, 0.0]))(1.0).round(4)
+    Array(1., dtype=float32)
+    """
+
+    sigmas: Array
+    values: Array
+
+    def __call__(self, sigma: ArrayLike) -> Array:
+        """The target at a noise level; beyond the first and the last level theirs."""
+        levels, values = jnp.log(self.sigmas), self.values
+        order = jnp.argsort(levels)
+        return jnp.interp(jnp.log(jnp.asarray(sigma)), levels[order], values[order])
+
+
+def reference_target(sigmas: ArrayLike, dimensions: ArrayLike, *, quantile: float = 0.1) -> Target:
+    """The conformal lower quantile of d over runs of the sampler that ended in no copy.
+
+    With N runs it is the floor(quantile (N + 1))-th smallest at each level: a further run, if it is
+    exchangeable with these, is below it with a probability of at most `quantile` at each level.
+
+    Args:
+        sigmas: (S,) noise levels.
+        dimensions: (N, S) d at the states of each run, `LidGuided.dimension` or `lid.flipd(...)
+            .trace`.
+        quantile: above 1 / (N + 1).
+
+    Raises:
+        ValueError: if shapes disagree, a dimension is not finite, or there are too few runs.
+
+    >>> reference_target([1.0, 0.1], np.arange(18.0).reshape(9, 2), quantile=0.2).values
+    Array([2., 3.], dtype=float32)
+    """
+    levels, values = np.asarray(sigmas, float), np.asarray(dimensions, float)
+    if levels.ndim != 1 or values.ndim != 2 or values.shape[1] != len(levels):
+        raise ValueError(
+            f"`reference_target(sigmas=..., dimensions=...)` have shapes {levels.shape} and "
+            f"{values.shape}; pass (S,) levels and (N, S) dimensions."
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("`reference_target(dimensions=...)` has a value that is not finite.")
+    place = int(np.floor(quantile * (len(values) + 1) + 1e-9))
+    if not 1 <= place <= len(values):
+        raise ValueError(
+            f"`reference_target(quantile={quantile})` is between 1 / (N + 1) and N / (N + 1); "
+            f"there are {len(values)} runs."
+        )
+    return Target(
+        jnp.asarray(levels, jnp.float32),
+        jnp.asarray(np.sort(values, axis=0)[place - 1], jnp.float32),
+    )
+
+
+@struct.dataclass
+class LidGuided:
+    """A denoiser that moves away from where the dimension is below a target.
+
+    Attributes:
+        inner: the denoiser, a guided one too.
+        target: a `Target`, or any pytree called with a noise level.
+        strength: of the potential; with a small `trust` mostly of no matter.
+        trust: the largest step, as a share of |x - D|.
+        low, high: noise levels, in data units, between which it acts; elsewhere it costs nothing.
+        key: of a stochastic trace, the same probes at every point and level, so that the field is
+            smooth.
+        trace: how to take the trace.
+        tangential: whether the step is projected by the Jacobian.
+
+    Cost: outside the interval 1 evaluation.  In it, with K products of the trace, about
+    3 (K + 1) + 2: the gradient of a trace is a reverse pass over K + 1 evaluations.
+
+    >>> narrow = lambda x, sigma: x / (1 + sigma**2) * jnp.where(jnp.sum(x**2) > 1, 1.0, 0.1)
+    >>> usual = Target(jnp.array([0.1, 1.0]), jnp.array([0.0, 0.0]))
+    >>> x = jnp.array([0.5, 0.0])
+    >>> bool(jnp.all(LidGuided(narrow, usual)(x, 0.5) == narrow(x, 0.5)))
+    True
+    """
+
+    inner: Any
+    target: Any
+    strength: ArrayLike = 1.0
+    trust: ArrayLike = 0.3
+    low: ArrayLike = 0.0
+    high: ArrayLike = float("inf")
+    key: Key | None = None
+    trace: linalg.Trace = struct.field(pytree_node=False, default=linalg.exact(), kw_only=True)
+    tangential: bool = struct.field(pytree_node=False, default=True, kw_only=True)
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of a point, if the inner denoiser says it."""
+        return getattr(self.inner, "shape", None)
+
+    @property
+    def is_guided(self) -> bool:
+        """True: in general no density's denoiser."""
+        return True
+
+    @property
+    def trained_range(self) -> tuple[ArrayLike, ArrayLike] | None:
+        """That of the inner denoiser."""
+        return trained_range(self.inner)
+
+    def condition(self, cond: Any) -> LidGuided:
+        """Bind the condition in the inner denoiser."""
+        return dataclasses.replace(self, inner=self.inner.condition(cond))
+
+    def dimension(self, x: Array, sigma: ArrayLike) -> Array:
+        """d(x; sigma), the trace of the inner denoiser's Jacobian."""
+        _, matvec = jax.linearize(lambda point: self.inner(point, sigma), x)
+        return self.trace(matvec, x, key=self.key).value
+
+    def __call__(self, x: Array, sigma: ArrayLike) -> Array:
+        """The inner denoiser's answer, and the step away from low dimensions."""
+        sigma = jnp.asarray(sigma, x.dtype)
+        inside = (jnp.asarray(self.low) <= sigma) & (sigma <= jnp.asarray(self.high))
+        return jax.lax.cond(inside, lambda: self._steered(x, sigma), lambda: self.inner(x, sigma))
+
+    def _steered(self, x: Array, sigma: Array) -> Array:
+        target = self.target(sigma)
+
+        def log_weight(point: Array) -> Array:
+            return -(jnp.maximum(target - self.dimension(point, sigma), 0) ** 2) / 2
+
+        step = sigma**2 * self.strength * jax.grad(log_weight)(x)
+        denoised, matvec = jax.linearize(lambda point: self.inner(point, sigma), x)
+        if self.tangential:
+            step = matvec(step)
+        # Roots with derivative 0 at 0: a step of length 0 is none, and may be differentiated.
+        length = safe_sqrt(jnp.sum(step**2))
+        limit = self.trust * safe_sqrt(jnp.sum((x - denoised) ** 2))
+        share = jnp.where(length > limit, limit / jnp.where(length > limit, length, 1), 1)
+        return denoised + share.astype(x.dtype) * step
