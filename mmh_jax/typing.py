@@ -143,16 +143,20 @@ def check_level(caller: str, sigma: ArrayLike, dtype: Any) -> Array:
     return jnp.asarray(sigma, dtype)
 
 
-def check_key(caller: str, key: Key | None) -> Key:
-    """Return `key`, or say that this randomised method needs one.
+def check_key(
+    caller: str,
+    key: Key | None,
+    *,
+    otherwise: str = ", or choose `trace=linalg.exact()`, which draws nothing",
+) -> Key:
+    """Return `key`, or say that this randomised method needs one, and what does not.
 
     Raises:
         TypeError: if `key` is None or not a typed key.
     """
     if key is None:
         raise TypeError(
-            f"`{caller}` is stochastic and needs a key: pass `key=jax.random.key(0)`, "
-            "or choose `trace=linalg.exact()`, which draws nothing."
+            f"`{caller}` is stochastic and needs a key: pass `key=jax.random.key(0)`{otherwise}."
         )
     if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
         raise TypeError(

@@ -65,7 +65,15 @@ def test_it_is_a_denoiser_under_jit_vmap_and_grad():
     np.testing.assert_allclose(many, jax.vmap(lambda x: exact(x, 0.7))(points), rtol=1e-4)
     slopes = jax.vmap(jax.grad(lambda x: exact(x, 0.7)[0]))(points)
     assert jnp.all(jnp.isfinite(slopes))
-    assert jnp.all(jnp.isfinite(exact(jnp.zeros(1), 0.7)))  # where x is D, and no step is allowed
+    none = LidGuided(two_atoms, FLAT, 0.5, trust=0.0)  # a step that is cut to nothing
+    x = jnp.array([0.4])
+    np.testing.assert_allclose(none(x, 1.5), two_atoms(x, 1.5))
+    assert jnp.all(jnp.isfinite(jax.jacfwd(lambda x: none(x, 1.5))(x)))
+    # Both branches under a map over levels, and no derivative of the one that is not taken.
+    limited = LidGuided(two_atoms, FLAT, 0.5, low=0.3, high=2.0)
+    levels = jnp.array([0.2, 1.5, 3.0])
+    found = jax.vmap(limited, in_axes=(None, 0))(x, levels)
+    np.testing.assert_allclose(found, jnp.stack([limited(x, level) for level in levels]), rtol=1e-5)
 
 
 def test_it_passes_on_what_the_denoiser_knows():
@@ -145,5 +153,7 @@ def test_targets_say_what_is_wrong():
         reference_target([1.0, 0.1], np.ones((3, 1)))
     with pytest.raises(ValueError, match="there are 3 runs"):
         reference_target([1.0], np.ones((3, 1)), quantile=0.1)
+    with pytest.raises(ValueError, match="different positive noise levels"):
+        reference_target([1.0, 1.0], np.ones((30, 2)), quantile=0.5)
     with pytest.raises(ValueError, match="not finite"):
         reference_target([1.0], np.array([[1.0], [np.nan]]), quantile=0.5)

@@ -147,9 +147,14 @@ def test_the_reverse_sde_takes_solvers_steps_and_gives_up(x64):
     )  # fmt: skip
     # One Brownian path, two ways of following it.
     np.testing.assert_allclose(fixed, adaptive, atol=0.1)
+    grid = jnp.linspace(-jnp.log(3.0), -jnp.log(0.1), 101)
+    stepped = sample.reverse_sde(
+        gaussian, x, 3.0, 0.1, controller=diffrax.StepTo(ts=grid), **settings
+    )
+    np.testing.assert_allclose(fixed, stepped, atol=0.1)
     failed = sample.reverse_sde(gaussian, x, 3.0, 0.1, max_steps=3, **settings)
     assert jnp.all(jnp.isnan(failed))
-    with pytest.raises(TypeError, match="needs a key"):
+    with pytest.raises(TypeError, match="or take `probability_flow`"):
         sample.reverse_sde(gaussian, x, 3.0, 0.1, key=None)  # pyright: ignore
 
 
@@ -164,18 +169,71 @@ def test_a_path_ends_where_solve_does_and_records(step):
     end = sample.solve(gaussian, x, levels, step=step, key=key)
     np.testing.assert_allclose(path.denoised[-1], end, rtol=1e-6)
     assert path.recorded is not None
-    assert path.recorded["residual"].shape == (6,)
-    gap = path.states[-1] - path.denoised[-1]
-    np.testing.assert_allclose(path.recorded["residual"][-1], jnp.sum(gap**2) / 0.01, rtol=1e-5)
+    # Everywhere the denoiser's answer at that point and level, with churn too.
+    answers = jax.vmap(gaussian)(path.states, path.sigmas)
+    np.testing.assert_allclose(path.denoised, answers, rtol=1e-5, atol=1e-6)
+    residual = jnp.sum((path.states - path.denoised) ** 2, axis=1) / path.sigmas**2
+    np.testing.assert_allclose(path.recorded["residual"], residual, rtol=1e-5)
+    assert (path.sigmas[0] > levels[0]) == (step == LAW["edm"])
 
 
 def test_steps_say_what_is_wrong():
     with pytest.raises(ValueError, match="eta is between 0"):
         sample.ddim(1.5)
-    with pytest.raises(ValueError, match="not negative, and low is below high"):
-        sample.heun(-0.1)
-    with pytest.raises(TypeError, match="needs a key"):
-        sample.solve(gaussian, jnp.ones(3), jnp.array([1.0, 0.1]), step=sample.ancestral())
+    for wrong in ({"churn": -0.1}, {"churn": np.inf}, {"low": 2.0, "high": 1.0}):
+        with pytest.raises(ValueError, match="not negative, and low is below high"):
+            sample.heun(**wrong)
+    x = jnp.ones(3)
+    with pytest.raises(TypeError, match="or take a step without noise"):
+        sample.solve(gaussian, x, jnp.array([1.0, 0.1]), step=sample.ancestral())
+    with pytest.raises(ValueError, match="finite positive number"):
+        sample.solve(gaussian, x, jnp.array([1.0, 0.0]))
+    for levels, step in (([1.0, 1.0], sample.heun()), ([0.1, 1.0], sample.ancestral())):
+        with pytest.raises(ValueError, match="must change at each step"):
+            sample.solve(gaussian, x, jnp.array(levels), step=step, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="takes a vector of noise levels"):
+        sample.solve_path(gaussian, x, jnp.array(1.0))
+    with pytest.raises(ValueError, match="goes down"):
+        sample.reverse_sde(gaussian, x, 0.1, 1.0, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("sigma", [0.2, 1.0, 8.0])
+def test_a_step_of_edm_is_that_of_the_paper(x64, sigma, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, draw, ahead = rng.normal(size=3), rng.normal(size=3), 0.7 * sigma
+    step = sample.heun(0.3, low=0.5, high=5.0, noise=1.007)
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype: jnp.asarray(draw, dtype))
+    found = step(
+        gaussian, jnp.asarray(x), jnp.asarray(sigma), jnp.asarray(ahead), None,
+        key=jax.random.key(0),
+    )  # fmt: skip
+    # Karras et al. 2022, algorithm 2, lines 4 to 11.
+    raised = 1.3 * sigma if 0.5 <= sigma <= 5.0 else sigma
+    start = x + np.sqrt(raised**2 - sigma**2) * 1.007 * draw
+    slope = (start - gaussian(start, raised)) / raised
+    euler = start + (ahead - raised) * slope
+    slope_next = (euler - gaussian(euler, ahead)) / ahead
+    np.testing.assert_allclose(found.x, start + (ahead - raised) * (slope + slope_next) / 2)
+    assert float(found.at[1]) == pytest.approx(raised)
+
+
+@pytest.mark.parametrize("step", LAW.values(), ids=LAW)
+def test_the_end_may_be_differentiated_by_start_and_levels(step):
+    levels = sample.karras_levels(5, sigma_min=0.1, sigma_max=3.0)
+
+    def end(x, levels):
+        return jnp.sum(sample.solve(gaussian, x, levels, step=step, key=jax.random.key(0)))
+
+    slopes = jax.grad(end, argnums=(0, 1))(jnp.array([1.0, -2.0, 3.0]), levels)
+    assert all(np.all(np.isfinite(slope)) for slope in slopes)
+
+
+def test_whole_numbers_are_points_and_what_is_recorded_may_be_a_number():
+    levels = jnp.array([3.0, 1.0])
+    end = sample.solve(gaussian, jnp.array([1, -2, 3]), levels)
+    np.testing.assert_allclose(end, sample.solve(gaussian, jnp.array([1.0, -2.0, 3.0]), levels))
+    path = sample.solve_path(gaussian, jnp.ones(3), levels, record=lambda *at: 1.0)
+    np.testing.assert_array_equal(path.recorded, [1.0, 1.0])
 
 
 @pytest.mark.parametrize("ends", [(20.0, 0.02), (0.02, 20.0)])

@@ -35,9 +35,6 @@ def scheduler(kind, beta_schedule):
             **shared, timestep_spacing="trailing", final_sigmas_type="zero",
             lower_order_final=False, euler_at_final=True,
         ),
-        "edm": lambda: diffusers.EDMEulerScheduler(
-            sigma_min=0.01, sigma_max=20.0, sigma_data=0.5, rho=7.0
-        ),
     }[kind]()  # fmt: skip
     made.set_timesteps(NUM)
     return made
@@ -53,7 +50,7 @@ def ours(beta_schedule, times, start, step, noises=None):
     if noises is None:
         return np.asarray(sample.solve(model, x, sigmas, step=step))
     for place, draw in enumerate(noises):
-        # A key whose draw is this: the step is the same function of its noise.
+        # The step is the same function of its noise: given this draw in place of its own.
         x = with_noise(step, model, x, sigmas[place], sigmas[place + 1], draw)
     return np.asarray(model(x, sigmas[-1]))
 

@@ -65,7 +65,8 @@ class Sizes:
         """Of a training with a part of the steps."""
         return train.Recipe(
             width=self.width, depth=3, num_steps=self.steps // share, batch_size=128,
-            learning_rate=5e-4, ema_half_life=self.steps / 40, sigma_min=0.02, sigma_max=8.0,
+            learning_rate=5e-4, ema_half_life=self.steps / share / 40,
+            sigma_min=0.02, sigma_max=8.0,
         ).wide_enough(self.side**2)  # fmt: skip
 
 
@@ -93,8 +94,8 @@ def planted(source: str, sizes: Sizes, seed: int) -> tuple[np.ndarray, Template]
 def _energy(denoiser: Any, x: Array, sigma: Array) -> Array:
     """Of each pixel in the tangent space: the diagonal of the projection on it."""
     space = lid.tangent_space(denoiser, x, sigma)
-    kept = (space.eigenvalues > 0.5).reshape(-1, *(1,) * x.ndim)
-    return jnp.sum(jnp.where(kept, space.directions**2, 0), axis=0)
+    is_tangent = (space.eigenvalues > 0.5).reshape(-1, *(1,) * x.ndim)
+    return jnp.sum(jnp.where(is_tangent, space.directions**2, 0), axis=0)
 
 
 def _maps(model: Any, baseline: Any, x: Array, sigma: Array) -> dict[str, Array]:

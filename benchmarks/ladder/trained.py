@@ -72,7 +72,7 @@ def checkpoints(
     checkpoint is taken where a round of about so many steps ends.
     """
     wanted = sorted(folders)
-    if not (folders[wanted[-1]] / "config.json").exists():
+    if not all((folder / "config.json").exists() for folder in folders.values()):
         shift, scale = train.normalisation(points)
         options = {"width": about.width, "depth": 3}
         model_config = train.ModelConfig(
@@ -88,7 +88,6 @@ def checkpoints(
         left = list(wanted)
         for metrics in train.fit(model.inner, (points - shift) / scale, config, key=fit_key):
             inner = dataclasses.replace(model.inner, params=metrics.state.ema)
-            # The last in order, so that it says that all are there.
             while left and metrics.step >= left[0]:
                 folder = folders[left.pop(0)]
                 train.save(folder, model_config, dataclasses.replace(model, inner=inner))

@@ -43,6 +43,8 @@ def features(denoiser: Any, x: Array, sigma: ArrayLike) -> tuple[Array, Any]:
     read = getattr(denoiser, "features", None)
     if read is None:
         cure = "; ask its `conditional` or `unconditional`" if is_guided(denoiser) else ""
+        if hasattr(denoiser, "inner"):
+            cure = "; ask its `inner`"
         raise TypeError(
             f"`features(denoiser=...)` is a {type(denoiser).__name__}, which shows no features"
             f"{cure}. A `NetworkDenoiser` of a `nn.UNet` or `nn.DiT` does."
@@ -166,6 +168,8 @@ class Guided:
         guidance_scale: a scalar.
         low, high: noise levels, in data units, between which it is the scale.
         outside: the scale elsewhere.
+
+    Cost: 2 evaluations, outside the interval, too.
 
     >>> near, far = (lambda x, sigma: x), (lambda x, sigma: 0 * x)
     >>> Guided(near, far, 3.0)(jnp.ones(2), 0.5)

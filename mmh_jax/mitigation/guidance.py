@@ -15,7 +15,11 @@ and the step is projected by the Jacobian onto the directions that the model its
 and cut to a share of the denoising step |x - D|.
 
 The target is a low quantile of d at the same noise level on the way to samples that are not copies
-(`reference_target`): of a share of about that quantile of them the sampler is disturbed, too.
+(`reference_target`): at each level about that share of them is disturbed, too, and along the whole
+way more, since those that are low at one level need not be those that are low at another.
+
+The potential and the projection are ours; what to steer by is the open question of Ross et al.
+(2025, 2411.00113, section 5).
 """
 
 from __future__ import annotations
@@ -66,9 +70,10 @@ def reference_target(sigmas: ArrayLike, dimensions: ArrayLike, *, quantile: floa
 
     Args:
         sigmas: (S,) noise levels.
-        dimensions: (N, S) d at the states of each run, `LidGuided.dimension` or `lid.flipd(...)
-            .trace`.
-        quantile: above 1 / (N + 1).
+        dimensions: (N, S) d at the states of each run, by `LidGuided(model, None, key=...,
+            trace=...).dimension` with the trace and the key that will guide: only then are the
+            numbers exchangeable.
+        quantile: at least 1 / (N + 1).
 
     Raises:
         ValueError: if shapes disagree, a dimension is not finite, or there are too few runs.
@@ -84,10 +89,15 @@ def reference_target(sigmas: ArrayLike, dimensions: ArrayLike, *, quantile: floa
         )
     if not np.isfinite(values).all():
         raise ValueError("`reference_target(dimensions=...)` has a value that is not finite.")
+    if not (np.all(levels > 0) and len(np.unique(levels)) == len(levels) and 0 < quantile < 1):
+        raise ValueError(
+            f"`reference_target(sigmas=..., quantile={quantile})` takes different positive noise "
+            "levels, and a quantile between 0 and 1."
+        )
     place = int(np.floor(quantile * (len(values) + 1) + 1e-9))
     if not 1 <= place <= len(values):
         raise ValueError(
-            f"`reference_target(quantile={quantile})` is between 1 / (N + 1) and N / (N + 1); "
+            f"`reference_target(quantile={quantile})` is at least 1 / (N + 1), below 1; "
             f"there are {len(values)} runs."
         )
     return Target(
@@ -105,19 +115,26 @@ class LidGuided:
         target: a `Target`, or any pytree called with a noise level.
         strength: of the potential; with a small `trust` mostly of no matter.
         trust: the largest step, as a share of |x - D|.
-        low, high: noise levels, in data units, between which it acts; elsewhere it costs nothing.
+        low, high: noise levels, in data units, between which it acts.
         key: of a stochastic trace, the same probes at every point and level, so that the field is
             smooth.
         trace: how to take the trace.
         tangential: whether the step is projected by the Jacobian.
 
-    Cost: outside the interval 1 evaluation.  In it, with K products of the trace, about
-    3 (K + 1) + 2: the gradient of a trace is a reverse pass over K + 1 evaluations.
+    Cost: with one noise level for all points at once, as in `sample.solve`, 1 evaluation outside
+    the interval; under a `vmap` over levels both branches are computed.  In it, with K products of
+    the trace, about 3 (K + 1) + 2: the gradient of a trace is a reverse pass over K + 1
+    evaluations.  Bias: noise in a stochastic trace makes it act above the target, too.
 
     >>> narrow = lambda x, sigma: x / (1 + sigma**2) * jnp.where(jnp.sum(x**2) > 1, 1.0, 0.1)
     >>> usual = Target(jnp.array([0.1, 1.0]), jnp.array([0.0, 0.0]))
     >>> x = jnp.array([0.5, 0.0])
     >>> bool(jnp.all(LidGuided(narrow, usual)(x, 0.5) == narrow(x, 0.5)))
+    True
+    >>> pair = lambda x, sigma: jnp.tanh(x / sigma**2)           # two atoms, at -1 and 1
+    >>> usual = Target(jnp.array([0.1, 1.0]), jnp.array([1.0, 1.0]))
+    >>> x = jnp.array([0.5])
+    >>> bool(abs(LidGuided(pair, usual)(x, 0.6)[0]) < abs(pair(x, 0.6)[0]))
     True
     """
 
@@ -157,6 +174,7 @@ class LidGuided:
 
     def __call__(self, x: Array, sigma: ArrayLike) -> Array:
         """The inner denoiser's answer, and the step away from low dimensions."""
+        x = jnp.asarray(x, jnp.result_type(x, float))
         sigma = jnp.asarray(sigma, x.dtype)
         inside = (jnp.asarray(self.low) <= sigma) & (sigma <= jnp.asarray(self.high))
         return jax.lax.cond(inside, lambda: self._steered(x, sigma), lambda: self.inner(x, sigma))

@@ -17,9 +17,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmh_jax.sample.steps import Step, heun
-from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_key
+from mmh_jax.typing import (
+    Array,
+    ArrayLike,
+    Denoiser,
+    Key,
+    check_key,
+    check_level,
+    is_traced,
+)
 
 if TYPE_CHECKING:
     import diffrax
@@ -48,8 +57,8 @@ class Path(NamedTuple):
     """One run of a sampler, from its start to its end.
 
     Attributes:
-        sigmas: (S,) the noise levels.
-        states: (S, *shape) the point at each of them.
+        sigmas: (S,) the noise levels, with churn the raised ones.
+        states: (S, *shape) the point at each of them, as the denoiser saw it.
         denoised: (S, *shape) the denoiser's answer there; the last is the sample.
         recorded: what `record` made of each of them, (S, ...); None without.
     """
@@ -73,7 +82,7 @@ def solve(
     Args:
         denoiser: the model.
         x: the noisy start, a draw from N(0, sigmas[0]^2 I), one point.
-        sigmas: (S,) decreasing noise levels.
+        sigmas: (S,) decreasing noise levels; no 0 at the end, for the end is denoised.
         step: `heun()`, `ddim(eta)`, `ancestral()`, `dpm_solver_2m()`, or a `Step` of your own.
         key: for a step that draws noise.
 
@@ -83,6 +92,7 @@ def solve(
 
     Raises:
         TypeError: for a stochastic step without a key.
+        ValueError: for levels that are not positive, are repeated, or rise where a step has noise.
 
     >>> from mmh_jax.sample import dpm_solver_2m
     >>> gaussian = lambda x, sigma: x / (1 + sigma**2)
@@ -97,8 +107,7 @@ def solve(
         moved = step(denoiser, x, sigma, sigma_next, memory, key=step_key)
         return (moved.x, moved.memory), None
 
-    x, sigmas = jnp.asarray(x), jnp.asarray(sigmas, jnp.result_type(x, float))
-    levels = _levels("solve", sigmas, step, key)
+    x, sigmas, levels = _checked("solve", x, sigmas, step, key)
     (x, _), _ = jax.lax.scan(advance, (x, step.start(x)), levels)
     return denoiser(x, sigmas[-1])
 
@@ -128,29 +137,44 @@ def solve_path(
     (Array([4., 2., 1.], dtype=float32), (3, 1))
     """
 
-    def seen(x: Array, denoised: Array, sigma: Array) -> tuple[Array, Array, Any]:
-        return x, denoised, None if record is None else record(x, denoised, sigma)
+    def seen(x: Array, denoised: Array, sigma: Array) -> tuple[Array, Array, Array, Any]:
+        recorded = None if record is None else record(x, denoised, sigma)
+        return sigma, x, denoised, jax.tree.map(jnp.asarray, recorded)
 
     def advance(carry: Any, levels: Any) -> tuple[Any, Any]:
         (x, memory), (sigma, sigma_next, step_key) = carry, levels
         moved = step(denoiser, x, sigma, sigma_next, memory, key=step_key)
-        return (moved.x, moved.memory), seen(x, moved.denoised, sigma)
+        asked_x, asked_sigma = moved.at
+        return (moved.x, moved.memory), seen(asked_x, moved.denoised, asked_sigma)
 
-    x, sigmas = jnp.asarray(x), jnp.asarray(sigmas, jnp.result_type(x, float))
-    levels = _levels("solve_path", sigmas, step, key)
+    x, sigmas, levels = _checked("solve_path", x, sigmas, step, key)
     (end, _), before = jax.lax.scan(advance, (x, step.start(x)), levels)
     last = seen(end, denoiser(end, sigmas[-1]), sigmas[-1])
-    return Path(
-        sigmas, *jax.tree.map(lambda some, one: jnp.concatenate([some, one[None]]), before, last)
-    )
+    return Path(*jax.tree.map(lambda some, one: jnp.concatenate([some, one[None]]), before, last))
 
 
-def _levels(caller: str, sigmas: Array, step: Step, key: Key | None) -> tuple[Any, Any, Any]:
-    """What the loop runs over: levels, the next ones, and keys where the step draws."""
+def _checked(
+    caller: str, x: ArrayLike, sigmas: ArrayLike, step: Step, key: Key | None
+) -> tuple[Array, Array, tuple[Any, Any, Any]]:
+    """Point and levels, and what the loop runs over: levels, the next ones, keys of noisy steps."""
+    x = jnp.asarray(x, jnp.result_type(x, float))
+    sigmas = check_level(caller, sigmas, x.dtype)
+    if sigmas.ndim != 1 or sigmas.size == 0:
+        raise ValueError(
+            f"`{caller}(sigmas=...)` has shape {sigmas.shape}; it takes a vector of noise levels."
+        )
     keys = None
     if step.is_stochastic:
-        keys = jax.random.split(check_key(f"{caller}(step={step})", key), len(sigmas) - 1)
-    return sigmas[:-1], sigmas[1:], keys
+        otherwise = ", or take a step without noise, such as `ddim()`"
+        keys = jax.random.split(check_key(caller, key, otherwise=otherwise), len(sigmas) - 1)
+    if not is_traced(sigmas):
+        steps = np.diff(np.asarray(sigmas))
+        if np.any(steps == 0) or (step.is_stochastic and np.any(steps > 0)):
+            raise ValueError(
+                f"`{caller}(sigmas=...)` must change at each step, and decrease where the step has "
+                "noise; upwards, `ddim()` or `heun()`."
+            )
+    return x, sigmas, (sigmas[:-1], sigmas[1:], keys)
 
 
 def probability_flow(

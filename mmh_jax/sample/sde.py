@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
-from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_key
+from mmh_jax.linalg.operator import check_positive
+from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_key, check_level, is_traced
 
 if TYPE_CHECKING:
     import diffrax
@@ -35,7 +36,7 @@ def reverse_sde(
     num_steps: int = 128,
     solver: diffrax.AbstractSolver | None = None,
     controller: diffrax.AbstractStepSizeController | None = None,
-    max_steps: int = 4096,
+    max_steps: int | None = None,
 ) -> Array:
     """Carry x down from one noise level to another along the reverse SDE.
 
@@ -46,11 +47,14 @@ def reverse_sde(
         sigma_end: where to go, below `sigma_start`.
         key: draws the Brownian path.
         noise: c above: 1 for the reverse SDE, 0 for the probability flow, more for more noise.
-        num_steps: equal steps in log sigma, for a controller of constant steps.
+        num_steps: equal steps in log sigma, for a controller of constant steps; the Brownian path
+            is known to a quarter of such a step.
         solver: any diffrax solver of SDEs with additive noise; `diffrax.Heun()` by default.
         controller: `diffrax.ConstantStepSize()` by default; adaptive ones, such as
-            `PIDController(rtol=1e-2, atol=1e-2, dtmin=...)`, begin with this step.
-        max_steps: after which a point gives up and becomes NaN.
+            `PIDController(rtol=1e-2, atol=1e-2, dtmin=...)`, begin with this step, and should not
+            go below the quarter.
+        max_steps: after which a point gives up and becomes NaN; by default 4096, or twice
+            `num_steps` if that is more.
 
     Returns:
         The point at `sigma_end`, of x's shape, not denoised.
@@ -59,6 +63,7 @@ def reverse_sde(
 
     Raises:
         TypeError: without a key.
+        ValueError: if `sigma_end` is not below `sigma_start`, or one of them not positive.
 
     >>> import jax
     >>> gaussian = lambda x, sigma: x / (1 + sigma**2)
@@ -70,9 +75,16 @@ def reverse_sde(
     import diffrax  # here, for it takes a fifth of the time of `import mmh_jax`
     import lineax
 
-    key = check_key("reverse_sde", key)
-    start = -jnp.log(jnp.asarray(sigma_start, x.dtype))
-    end = -jnp.log(jnp.asarray(sigma_end, x.dtype))
+    key = check_key("reverse_sde", key, otherwise=", or take `probability_flow`")
+    check_positive("reverse_sde", "num_steps", num_steps)
+    x = jnp.asarray(x, jnp.result_type(x, float))
+    levels = [check_level("reverse_sde", sigma, x.dtype) for sigma in (sigma_start, sigma_end)]
+    if not is_traced(levels) and not levels[1] < levels[0]:
+        raise ValueError(
+            f"`reverse_sde(sigma_start={sigma_start}, sigma_end={sigma_end})` goes down; to encode "
+            "a point, take `probability_flow`."
+        )
+    start, end = (-jnp.log(level) for level in levels)
     share = jnp.asarray(noise, x.dtype)
     solver = diffrax.Heun() if solver is None else solver
     controller = diffrax.ConstantStepSize() if controller is None else controller
@@ -86,7 +98,6 @@ def reverse_sde(
             jnp.full_like(y, 1) * share * jnp.sqrt(2.0).astype(x.dtype) * jnp.exp(-time)
         )
 
-    # On [0, 1], so that the tree's resolution is relative to the way.
     path = diffrax.VirtualBrownianTree(
         start, end, tol=length / num_steps / 4, shape=(x.size,), key=key,
         levy_area=diffrax.SpaceTimeLevyArea,
@@ -96,10 +107,10 @@ def reverse_sde(
         solver,
         t0=start,
         t1=end,
-        dt0=length / num_steps,
+        dt0=None if isinstance(controller, diffrax.StepTo) else length / num_steps,
         y0=x.reshape(-1),
         stepsize_controller=controller,
-        max_steps=max_steps,
+        max_steps=max(4096, 2 * num_steps) if max_steps is None else max_steps,
         throw=False,
     )
     assert solution.ys is not None

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from mmh_jax.typing import Array, Denoiser, Key
+from mmh_jax.typing import Array, Denoiser, Key, check_key
 
 __all__ = ["Advance", "Step", "ancestral", "ddim", "dpm_solver_2m", "heun"]
 
@@ -36,12 +36,14 @@ class Advance(NamedTuple):
 
     Attributes:
         x: the point at the next level.
-        denoised: D(x; sigma) at this one.
+        denoised: what the denoiser answered first.
+        at: the point and the level at which it was asked: this step's, or raised by churn.
         memory: what the next step is given.
     """
 
     x: Array
     denoised: Array
+    at: tuple[Array, Array]
     memory: Any
 
 
@@ -95,12 +97,14 @@ class _Ddim:
         key: Key | None,
     ) -> Advance:  # fmt: skip
         denoised = denoiser(x, sigma)
-        if key is None:
-            return Advance(denoised + sigma_next / sigma * (x - denoised), denoised, None)
+        if not self.is_stochastic:
+            ahead = denoised + sigma_next / sigma * (x - denoised)
+            return Advance(ahead, denoised, (x, sigma), None)
         up = self.eta * sigma_next * jnp.sqrt(1 - (sigma_next / sigma) ** 2)
         down = jnp.sqrt(sigma_next**2 - up**2)
-        noise = jax.random.normal(key, x.shape, x.dtype)
-        return Advance(denoised + down / sigma * (x - denoised) + up * noise, denoised, None)
+        noise = jax.random.normal(_given(key), x.shape, x.dtype)
+        ahead = denoised + down / sigma * (x - denoised) + up * noise
+        return Advance(ahead, denoised, (x, sigma), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,19 +113,21 @@ class _Multistep:
     is_stochastic = False
 
     def start(self, x: Array) -> tuple[Array, Array]:
-        # A level infinitely far above: the first step is then of the first order.
-        return jnp.zeros_like(x), jnp.asarray(jnp.inf, x.dtype)
+        # No step before: the first is then of the first order.
+        return jnp.zeros_like(x), jnp.zeros((), x.dtype)
 
     def __call__(
         self, denoiser: Denoiser, x: Array, sigma: Array, sigma_next: Array,
         memory: tuple[Array, Array], *, key: Key | None,
     ) -> Advance:  # fmt: skip
-        before, sigma_before = memory
-        denoised = denoiser(x, sigma)
-        share = jnp.log(sigma / sigma_next) / jnp.log(sigma_before / sigma) / 2
+        before, length_before = memory
+        denoised, length = denoiser(x, sigma), jnp.log(sigma / sigma_next)
+        is_first = length_before == 0
+        share = jnp.where(is_first, 0, length / jnp.where(is_first, 1, 2 * length_before))
         ahead = denoised + share * (denoised - before)
         ratio = sigma_next / sigma
-        return Advance(ratio * x + (1 - ratio) * ahead, denoised, (denoised, sigma))
+        moved = ratio * x + (1 - ratio) * ahead
+        return Advance(moved, denoised, (x, sigma), (denoised, length))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,18 +150,23 @@ class _Heun:
         self, denoiser: Denoiser, x: Array, sigma: Array, sigma_next: Array, memory: None, *,
         key: Key | None,
     ) -> Advance:  # fmt: skip
-        if key is not None:
+        if self.is_stochastic:
             inside = (self.low <= sigma) & (sigma <= self.high)
             factor = jnp.where(inside, 1 + self.churn, 1.0).astype(x.dtype)
             # Of the factor, so that nothing is below 0 by rounding where there is no noise.
             added = self.noise * sigma * jnp.sqrt(factor**2 - 1)
-            x = x + added * jax.random.normal(key, x.shape, x.dtype)
+            x = x + added * jax.random.normal(_given(key), x.shape, x.dtype)
             sigma = factor * sigma
         denoised = denoiser(x, sigma)
         slope = (x - denoised) / sigma
         euler = x + (sigma_next - sigma) * slope
         slope_next = (euler - denoiser(euler, sigma_next)) / sigma_next
-        return Advance(x + (sigma_next - sigma) * (slope + slope_next) / 2, denoised, None)
+        moved = x + (sigma_next - sigma) * (slope + slope_next) / 2
+        return Advance(moved, denoised, (x, sigma), None)
+
+
+def _given(key: Key | None) -> Key:
+    return check_key("a step with noise", key, otherwise=", or take one without: `ddim()`")
 
 
 def ddim(eta: float = 0.0) -> Step:
@@ -205,9 +216,9 @@ def heun(
     >>> heun(0.1).is_stochastic, heun().evaluations
     (True, 2)
     """
-    if not (churn >= 0 and noise >= 0 and low < high):
+    if not (0 <= churn < float("inf") and 0 <= noise < float("inf") and low < high):
         raise ValueError(
             f"`heun(churn={churn}, low={low}, high={high}, noise={noise})`: churn and noise are "
-            "not negative, and low is below high."
+            "finite and not negative, and low is below high."
         )
     return _Heun(float(churn), float(low), float(high), float(noise))
