@@ -1,6 +1,7 @@
 """Averages by powers of time, and those of another width rebuilt from snapshots."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from scipy.integrate import quad
 
 from mmh_jax import train
 from mmh_jax.train import ema
+from mmh_jax.train.rounds import ema_update
 
 
 @settings(max_examples=30, deadline=None)
@@ -48,6 +50,25 @@ def averages_of(weights, widths, keep):
         if number in keep:
             found[number] = list(means)
     return found
+
+
+@pytest.mark.parametrize("half_life", [5.0, 500.0])
+def test_a_half_life_forgets_the_start_and_then_halves(x64, half_life):
+    rates = [float(ema.halving_rate(step, half_life)) for step in range(20_000)]
+    kept = np.cumprod(1 - np.asarray(rates))
+    assert kept[49] < (10 / 60) ** 9 + 1e-12  # of the start, after 50 steps
+    settled = int(9 * half_life / np.log(2)) + 10
+    late = settled + round(half_life)
+    np.testing.assert_allclose(np.prod(1 - np.asarray(rates[settled:late])), 0.5, rtol=1e-6)
+
+
+def test_the_average_of_a_decoder_is_by_the_same_rate(x64):
+    mean, new = {"w": jnp.zeros(3, jnp.float32)}, {"w": jnp.ones(3, jnp.float32)}
+    for step in range(5):
+        mean = ema_update(mean, new, jnp.asarray(step), 100.0)
+    left = np.prod([(1 + step) / (10 + step) for step in range(5)])
+    np.testing.assert_allclose(1 - mean["w"], left, rtol=1e-3)
+    assert mean["w"].dtype == jnp.float32
 
 
 def test_another_width_is_rebuilt(x64):

@@ -179,7 +179,7 @@ def test_ema_is_the_documented_average(x64):
     average = jax.tree.map(np.asarray, model.params)
     for number, metrics in enumerate(train.fit(model, points, config, key=jax.random.key(0))):
         assert metrics.step == number + 1
-        rate = min(1 - 0.5 ** (1 / config.ema_half_life), 9 / (10 + number))
+        rate = max(1 - 0.5 ** (1 / config.ema_half_life), 9 / (10 + number))
         average = jax.tree.map(
             lambda old, new, rate=rate: old + rate * (np.asarray(new) - old),
             average, metrics.state.params,
@@ -189,7 +189,7 @@ def test_ema_is_the_documented_average(x64):
     one = dataclasses.replace(config, num_steps=1, batch_size=100)
     start = jax.tree.map(np.array, model.params)
     state = last(train.fit(model, points, one, key=jax.random.key(0))).state
-    rate = min(1 - 0.5 ** (1 / one.ema_half_life), 9 / 10)
+    rate = 9 / 10
     for a, b, c in zip(*map(jax.tree.leaves, (start, state.params, state.ema)), strict=True):
         np.testing.assert_allclose(c, a + rate * (b - a), rtol=1e-5, atol=1e-7)
 

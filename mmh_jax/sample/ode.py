@@ -273,9 +273,10 @@ def sample(
             "samples; pass one condition for each."
         )
     sigmas = karras_levels(num_levels, sigma_min=sigma_min, sigma_max=sigma_max)
-    noise = sigma_max * jax.random.normal(key, (num, *shape))
+    noise_key, step_key = jax.random.split(check_key("sample", key))
+    noise = sigma_max * jax.random.normal(noise_key, (num, *shape))
     conditions = jax.tree.map(jnp.asarray, conditions)
-    keys = jax.random.split(jax.random.fold_in(key, 1), num) if step.is_stochastic else None
+    keys = jax.random.split(step_key, num) if step.is_stochastic else None
     return _solve_many(denoiser, conditions, noise, keys, sigmas, step)
 
 

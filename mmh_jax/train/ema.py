@@ -28,7 +28,14 @@ import numpy as np
 
 from mmh_jax.typing import Array, ArrayLike
 
-__all__ = ["WIDEST_PROFILE", "average_rate", "exponent", "profile_coefficients", "reconstruct"]
+__all__ = [
+    "WIDEST_PROFILE",
+    "average_rate",
+    "exponent",
+    "halving_rate",
+    "profile_coefficients",
+    "reconstruct",
+]
 
 # gamma = 0, the plain mean of all weights.
 WIDEST_PROFILE = 1 / math.sqrt(12)
@@ -61,6 +68,18 @@ def average_rate(step: ArrayLike, gamma: float) -> Array:
     """
     # Without cancellation: after a million steps the rate is a few roundings of 1.
     return -jnp.expm1((gamma + 1) * jnp.log1p(-1 / jnp.asarray(step, float)))
+
+
+def halving_rate(step: ArrayLike, half_life: float) -> Array:
+    """The share of the new weights in an average of a half-life, at step `step`, counted from 0.
+
+    At first it is larger, 9 / (10 + step), so that a short run does not keep its random start,
+    which after n steps weighs at most (10 / (10 + n))^9.
+
+    >>> round(float(halving_rate(0, 500.0)), 6), round(float(halving_rate(1_000_000, 1.0)), 6)
+    (0.9, 0.5)
+    """
+    return jnp.maximum(1 - 0.5 ** (1 / half_life), 9 / (10 + jnp.asarray(step, float)))
 
 
 def _products(gammas_a: Any, steps_a: Any, gammas_b: Any, steps_b: Any) -> np.ndarray:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmh_jax.train.compiled import compiled
+from mmh_jax.train.ema import halving_rate
 from mmh_jax.typing import Array, ArrayLike, Key, check_key
 
 __all__ = ["check_images", "ema_update", "rounds"]
@@ -75,9 +76,11 @@ def _one(step: Step, state: Any, points: Array, key: Key, batch_size: int) -> tu
 
 
 def ema_update(mean: Any, new: Any, step: Array, half_life: float) -> Any:
-    """A running average of weights, faster at first: min(1 - 2^(-1/h), 9 / (10 + step))."""
-    rate = jnp.minimum(1 - 0.5 ** (1 / half_life), 9 / (10 + step))
-    return jax.tree.map(lambda old, latest: old + rate * (latest - old), mean, new)
+    """A running average of weights, by `halving_rate`."""
+    rate = halving_rate(step, half_life)
+    return jax.tree.map(
+        lambda old, latest: old + rate.astype(old.dtype) * (latest - old), mean, new
+    )
 
 
 def check_images(caller: str, points: ArrayLike, key: Key) -> tuple[Array, Key]:

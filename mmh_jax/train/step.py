@@ -19,7 +19,7 @@ from flax import struct
 from mmh_jax import nn
 from mmh_jax.denoise import NetworkDenoiser
 from mmh_jax.train.config import TrainConfig
-from mmh_jax.train.ema import average_rate, exponent
+from mmh_jax.train.ema import average_rate, exponent, halving_rate
 from mmh_jax.train.loss import denoising_loss, symmetry_loss
 from mmh_jax.train.sharding import Placement
 from mmh_jax.typing import Array, Key
@@ -156,10 +156,7 @@ def step(
             lambda old, new: old + rate.astype(old.dtype) * (new - old), mean, params
         )
 
-    # min(1 - 2^(-1/h), 9 / (10 + step)): the warm-up of the average.
-    ema = toward(
-        state.ema, jnp.minimum(1 - 0.5 ** (1 / config.ema_half_life), 9 / (10 + state.step))
-    )
+    ema = toward(state.ema, halving_rate(state.step, config.ema_half_life))
     averages = tuple(
         toward(mean, average_rate(state.step + 1, exponent(width)))
         for mean, width in zip(state.averages, config.ema_widths, strict=True)
