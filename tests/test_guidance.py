@@ -7,7 +7,7 @@ import pytest
 from flax import struct
 
 from mmh_jax import analytic, linalg, sample
-from mmh_jax.mitigation import LidGuided, Target, reference_target
+from mmh_jax.mitigation import JacobianTrace, LidGuided, Target, reference_target
 
 FLAT = Target(jnp.array([0.1, 10.0]), jnp.array([0.8, 0.8]))
 
@@ -28,17 +28,17 @@ def closed_form(x, sigma, target, strength, tangential):
 @pytest.mark.parametrize("tangential", [True, False])
 @pytest.mark.parametrize(("x", "sigma"), [(0.3, 0.6), (-0.5, 0.5), (0.1, 1.5), (0.05, 0.7)])
 def test_the_step_is_that_of_the_closed_form(x64, x, sigma, tangential):
-    guided = LidGuided(two_atoms, FLAT, 0.3, trust=1e6, tangential=tangential)
+    guided = LidGuided(two_atoms, FLAT, strength=0.3, trust=1e6, tangential=tangential)
     found = guided(jnp.array([x]), sigma)
     np.testing.assert_allclose(found[0], closed_form(x, sigma, 0.8, 0.3, tangential), rtol=1e-6)
     slope = (1 - np.tanh(x / sigma**2) ** 2) / sigma**2
-    np.testing.assert_allclose(guided.dimension(jnp.array([x]), sigma), slope, rtol=1e-6)
+    np.testing.assert_allclose(guided.measure(two_atoms, jnp.array([x]), sigma), slope, rtol=1e-6)
     assert (slope < 0.8) == (abs(found[0] - np.tanh(x / sigma**2)) > 1e-9)
 
 
 @pytest.mark.parametrize("sigma", [0.2, 3.0])
 def test_outside_its_levels_it_is_the_denoiser(sigma):
-    guided = LidGuided(two_atoms, FLAT, 100.0, low=0.3, high=2.0)
+    guided = LidGuided(two_atoms, FLAT, strength=100.0, low=0.3, high=2.0)
     x = jnp.array([0.4])
     np.testing.assert_array_equal(guided(x, sigma), two_atoms(x, sigma))
     assert not np.array_equal(guided(x, 1.5), two_atoms(x, 1.5))
@@ -49,28 +49,30 @@ def test_the_step_is_no_longer_than_its_trust():
     denoised = two_atoms(x, sigma)
     high = Target(FLAT.sigmas, jnp.array([30.0, 30.0]))
     for trust in (0.05, 0.3):
-        step = LidGuided(two_atoms, high, 1e6, trust)(x, sigma) - denoised
+        step = LidGuided(two_atoms, high, strength=1e6, trust=trust)(x, sigma) - denoised
         allowed = trust * jnp.linalg.norm(x - denoised)
         np.testing.assert_allclose(jnp.linalg.norm(step), allowed, rtol=1e-4)
 
 
 def test_it_is_a_denoiser_under_jit_vmap_and_grad():
-    guided = LidGuided(two_atoms, FLAT, 0.5, key=jax.random.key(0), trace=linalg.rademacher(2))
+    guided = LidGuided(
+        two_atoms, FLAT, JacobianTrace(jax.random.key(0), trace=linalg.rademacher(2)), 0.5
+    )
     points = jnp.linspace(-1, 1, 5)[:, None]
     each = jnp.stack([guided(point, 0.7) for point in points])
     many = jax.jit(jax.vmap(guided, in_axes=(0, None)))(points, 0.7)
     np.testing.assert_allclose(many, each, rtol=1e-5, atol=1e-6)
     # One coordinate: every probe gives the trace itself.
-    exact = LidGuided(two_atoms, FLAT, 0.5)
+    exact = LidGuided(two_atoms, FLAT, strength=0.5)
     np.testing.assert_allclose(many, jax.vmap(lambda x: exact(x, 0.7))(points), rtol=1e-4)
     slopes = jax.vmap(jax.grad(lambda x: exact(x, 0.7)[0]))(points)
     assert jnp.all(jnp.isfinite(slopes))
-    none = LidGuided(two_atoms, FLAT, 0.5, trust=0.0)  # a step that is cut to nothing
+    none = LidGuided(two_atoms, FLAT, strength=0.5, trust=0.0)  # a step that is cut to nothing
     x = jnp.array([0.4])
     np.testing.assert_allclose(none(x, 1.5), two_atoms(x, 1.5))
     assert jnp.all(jnp.isfinite(jax.jacfwd(lambda x: none(x, 1.5))(x)))
     # Both branches under a map over levels, and no derivative of the one that is not taken.
-    limited = LidGuided(two_atoms, FLAT, 0.5, low=0.3, high=2.0)
+    limited = LidGuided(two_atoms, FLAT, strength=0.5, low=0.3, high=2.0)
     levels = jnp.array([0.2, 1.5, 3.0])
     found = jax.vmap(limited, in_axes=(None, 0))(x, levels)
     np.testing.assert_allclose(found, jnp.stack([limited(x, level) for level in levels]), rtol=1e-5)
@@ -116,14 +118,16 @@ def test_samples_leave_an_atom_for_the_line():
     plain = np.asarray(paths.denoised[:, -1])
     on_atom = np.linalg.norm(plain - np.array([0.0, 2.0]), axis=1) < 0.1
     assert abs(on_atom.mean() - 0.4) < 0.1
-    measure = LidGuided(law, None)
+    measure = JacobianTrace()
     dims = jax.jit(
-        jax.vmap(lambda states: jax.lax.map(lambda at: measure.dimension(*at), (states, levels)))
+        jax.vmap(lambda states: jax.lax.map(lambda at: measure(law, *at), (states, levels)))
     )(paths.states)
     target = reference_target(levels, np.asarray(dims)[~on_atom], quantile=0.5)
     shares = []
     for tangential in (True, False):
-        guided = LidGuided(law, target, 100.0, 3.0, 0.1, 3.0, tangential=tangential)
+        guided = LidGuided(
+            law, target, strength=100.0, trust=3.0, low=0.1, high=3.0, tangential=tangential
+        )
         found = end(guided)
         left = np.linalg.norm(found - np.array([0.0, 2.0]), axis=1) < 0.1
         shares.append(left.mean() / on_atom.mean())
@@ -133,7 +137,7 @@ def test_samples_leave_an_atom_for_the_line():
     assert shares[0] < 0.75, shares
     assert shares[1] < 0.4, shares
     # A target that nothing is below changes nothing.
-    none = LidGuided(law, Target(levels, jnp.zeros_like(levels)), 100.0, trust=3.0)
+    none = LidGuided(law, Target(levels, jnp.zeros_like(levels)), strength=100.0, trust=3.0)
     np.testing.assert_allclose(end(none), plain, rtol=1e-4, atol=1e-4)
 
 

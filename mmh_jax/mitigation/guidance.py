@@ -1,11 +1,8 @@
 r"""LID guidance: a denoiser that steers samples away from low dimensions.
 
-On the way to a point that a model has memorized the posterior of x0 given the noisy x collapses
-early, and with it the dimension that the denoiser sees from there,
-
-    d(x; sigma) = tr dD/dx = E[|x0 - D|^2 | x] / sigma^2.
-
-Guidance multiplies the density at each noise level by a weight that is 1 where d is usual,
+On the way to a point that a model has memorized a dimension d(x; sigma), the *measure*, falls below
+what is usual there (`JacobianTrace`, `DenoisedLid`).  Guidance multiplies the density at each noise
+level by a weight that is 1 where d is usual,
 
     log w(x; sigma) = -strength/2 * max(0, target(sigma) - d(x; sigma))^2,
 
@@ -32,10 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mmh_jax import linalg
 from mmh_jax.denoise import trained_range
 from mmh_jax.linalg.operator import safe_sqrt
-from mmh_jax.typing import Array, ArrayLike, Key
+from mmh_jax.mitigation.measure import JacobianTrace
+from mmh_jax.typing import Array, ArrayLike
 
 __all__ = ["LidGuided", "Target", "reference_target"]
 
@@ -70,9 +67,8 @@ def reference_target(sigmas: ArrayLike, dimensions: ArrayLike, *, quantile: floa
 
     Args:
         sigmas: (S,) noise levels.
-        dimensions: (N, S) d at the states of each run, by `LidGuided(model, None, key=...,
-            trace=...).dimension` with the trace and the key that will guide: only then are the
-            numbers exchangeable.
+        dimensions: (N, S) d at the states of each run, by the measure that will guide, with the
+            same key: only then are the numbers exchangeable.
         quantile: at least 1 / (N + 1).
 
     Raises:
@@ -113,18 +109,17 @@ class LidGuided:
     Attributes:
         inner: the denoiser, a guided one too.
         target: a `Target`, or any pytree called with a noise level.
+        measure: d, called as `measure(inner, x, sigma)`.
         strength: of the potential; with a small `trust` mostly of no matter.
         trust: the largest step, as a share of |x - D|.
         low, high: noise levels, in data units, between which it acts.
-        key: of a stochastic trace, the same probes at every point and level, so that the field is
-            smooth.
-        trace: how to take the trace.
         tangential: whether the step is projected by the Jacobian.
 
     Cost: with one noise level for all points at once, as in `sample.solve`, 1 evaluation outside
-    the interval; under a `vmap` over levels both branches are computed.  In it, with K products of
-    the trace, about 3 (K + 1) + 2: the gradient of a trace is a reverse pass over K + 1
-    evaluations.  Bias: noise in a stochastic trace makes it act above the target, too.
+    the interval; under a `vmap` over levels both branches are computed.  In it, with a measure of K
+    evaluations, about 3 K + 2: the gradient is a reverse pass over it.  To act at every m-th level
+    costs less: give the interval of one level to each, or a `Target` that is low at the others.
+    Bias: noise in the measure makes it act above the target, too.
 
     >>> narrow = lambda x, sigma: x / (1 + sigma**2) * jnp.where(jnp.sum(x**2) > 1, 1.0, 0.1)
     >>> usual = Target(jnp.array([0.1, 1.0]), jnp.array([0.0, 0.0]))
@@ -140,12 +135,11 @@ class LidGuided:
 
     inner: Any
     target: Any
+    measure: Any = JacobianTrace()
     strength: ArrayLike = 1.0
     trust: ArrayLike = 0.3
     low: ArrayLike = 0.0
     high: ArrayLike = float("inf")
-    key: Key | None = None
-    trace: linalg.Trace = struct.field(pytree_node=False, default=linalg.exact(), kw_only=True)
     tangential: bool = struct.field(pytree_node=False, default=True, kw_only=True)
 
     @property
@@ -164,13 +158,14 @@ class LidGuided:
         return trained_range(self.inner)
 
     def condition(self, cond: Any) -> LidGuided:
-        """Bind the condition in the inner denoiser."""
-        return dataclasses.replace(self, inner=self.inner.condition(cond))
+        """Bind the condition in the inner denoiser, and in the measure's baseline if it has one."""
+        inner, measure = self.inner.condition(cond), self.measure.condition(cond)
+        return dataclasses.replace(self, inner=inner, measure=measure)
 
-    def dimension(self, x: Array, sigma: ArrayLike) -> Array:
-        """d(x; sigma), the trace of the inner denoiser's Jacobian."""
-        _, matvec = jax.linearize(lambda point: self.inner(point, sigma), x)
-        return self.trace(matvec, x, key=self.key).value
+    def log_weight(self, x: Array, sigma: ArrayLike) -> Array:
+        """log w(x; sigma), 0 where d is usual."""
+        lack = jnp.maximum(self.target(sigma) - self.measure(self.inner, x, sigma), 0)
+        return -jnp.asarray(self.strength) / 2 * lack**2
 
     def __call__(self, x: Array, sigma: ArrayLike) -> Array:
         """The inner denoiser's answer, and the step away from low dimensions."""
@@ -180,12 +175,7 @@ class LidGuided:
         return jax.lax.cond(inside, lambda: self._steered(x, sigma), lambda: self.inner(x, sigma))
 
     def _steered(self, x: Array, sigma: Array) -> Array:
-        target = self.target(sigma)
-
-        def log_weight(point: Array) -> Array:
-            return -(jnp.maximum(target - self.dimension(point, sigma), 0) ** 2) / 2
-
-        step = sigma**2 * self.strength * jax.grad(log_weight)(x)
+        step = sigma**2 * jax.grad(self.log_weight)(x, sigma)
         denoised, matvec = jax.linearize(lambda point: self.inner(point, sigma), x)
         if self.tangential:
             step = matvec(step)
