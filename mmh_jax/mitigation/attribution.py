@@ -268,9 +268,9 @@ def _checked_blame(blame: ArrayLike, k: int, allowed: ArrayLike | None) -> Array
             f"`choose_tokens(blame=...)` has shape {blame.shape}; it takes (L,) of one prompt. "
             "Did you mean `jax.vmap`?"
         )
-    if allowed is not None and jnp.shape(allowed) != blame.shape:
+    if allowed is not None and np.shape(allowed) != blame.shape:
         raise ValueError(
-            f"`choose_tokens(allowed=...)` has shape {jnp.shape(allowed)}; it says of each of the "
+            f"`choose_tokens(allowed=...)` has shape {np.shape(allowed)}; it says of each of the "
             f"{blame.size} tokens whether it may be drawn."
         )
     known = allowed is not None and not is_traced(allowed)
