@@ -344,7 +344,8 @@ def test_no_step_is_the_criterion_alone(x64):
 
 
 TURN = np.linalg.qr(RNG.normal(size=(DIM, DIM)))[0]
-GAINS = np.array([0.3, 1.0, 1.5, 2.0, 3.0])
+# Not far apart: the gradient at the minimum is then mostly along z.
+GAINS = np.array([1.0, 1.1, 1.2, 1.3, 1.5])
 DIFFERENCE = TURN @ np.diag(GAINS) @ TURN.T
 
 
@@ -361,9 +362,9 @@ def test_noise_turns_to_the_least_direction_and_keeps_its_length(x64, criterion,
     """|E z|, and |E^2 z|^2, are least where z is the last eigenvector of E."""
     noise = RNG.normal(size=DIM)
     length = np.linalg.norm(noise)
-    optimizer = optax.adam(optax.exponential_decay(0.1, 50, 0.3))
+    optimizer = optax.adam(optax.exponential_decay(0.1, 100, 0.3))
     found = mitigation.optimise_noise(
-        pulled, unpulled, noise, SIGMA, criterion=criterion, optimizer=optimizer, num_steps=400
+        pulled, unpulled, noise, SIGMA, criterion=criterion, optimizer=optimizer, num_steps=800
     )
     least = length * GAINS[0] if power == 1 else (length * GAINS[0] ** 2) ** 2
     np.testing.assert_allclose(found.history[-1], least, rtol=5e-3)
@@ -375,7 +376,7 @@ def test_noise_turns_to_the_least_direction_and_keeps_its_length(x64, criterion,
 
 def test_noise_at_its_minimum_stays_and_each_step_keeps_the_length(x64):
     there = 2 * TURN[:, 0]
-    # Adam makes steps of rounding, and comes back; a gradient with its part along z leads away.
+    # Adam makes steps of rounding, and comes back; its step along the whole gradient leads away.
     found = mitigation.optimise_noise(
         pulled, unpulled, there, SIGMA, criterion=mem.cfg_norm, num_steps=200
     )
