@@ -296,15 +296,15 @@ def test_nothing_but_the_places_changes():
 # Optimising
 
 
-def by_hand(loss, start, optimizer, num_steps, project=lambda z: z):
+def by_hand(loss, start, optimizer, num_steps):
     """The iterates and values of a plain loop."""
-    point, state, values, points = jnp.asarray(start), None, [], []
-    state = optimizer.init(point)
+    point, values, points = jnp.asarray(start), [], []
+    state, slope = optimizer.init(point), jax.jit(jax.grad(loss))
     for _ in range(num_steps):
         values.append(loss(point))
         points.append(point)
-        updates, state = optimizer.update(jax.grad(loss)(point), state, point)
-        point = project(optax.apply_updates(point, updates))
+        updates, state = optimizer.update(slope(point), state, point)
+        point = optax.apply_updates(point, updates)
     return np.array([*values, loss(point)]), np.array([*points, point])
 
 
