@@ -17,7 +17,8 @@ ORDER = (
     ("denoise",),
     ("analytic",),
     ("train", "sample", "lid"),
-    ("memorization", "mitigation", "pretrained", "evaluation", "sklearn"),
+    ("memorization", "pretrained", "evaluation", "sklearn"),
+    ("mitigation",),
     ("",),  # the root, for its version
     ("plotting",),
     ("report", "console"),

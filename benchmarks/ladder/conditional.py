@@ -42,6 +42,8 @@ DETECTORS = (
     "pairwise_radius", "nearest_distance", "pixel_variance", "png_bytes",
 )  # fmt: skip
 OF_TOKENS = ("attention_entropy", "bright_ending", "local_cfg_norm")
+# Of those that attribute, the two that must do better than chance.
+BLAMING = ("cfg_norm", "flipd")
 # Of LID(x): by so much LID(x|c) may be above it.  A network is no density, and where the condition
 # takes nothing away the two differ by its errors, which are the same for most points.
 ALLOWED = 0.02
@@ -244,7 +246,7 @@ def bars(kind: str, found: list[dict[str, Any]]) -> list[str]:
         least = -ALLOWED * change["LID(x)"]
         if change["difference"] is None or change["difference"] < least:
             failures.append(f"{kind}, seed {each['seed']}: LID(x|c) is above LID(x): {change}")
-    for name in found[0]["hits"] or ():
+    for name in BLAMING if found[0]["hits"] else ():
         mean = float(np.mean([each["hits"][name] for each in found]))
         if mean <= found[0]["chance"]:
             failures.append(f"{kind}: {name} blames the trigger in {mean:.0%}, no more than chance")
