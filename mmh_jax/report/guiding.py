@@ -169,8 +169,17 @@ class SampleOptions:
     def lid_guided(self, model: Any, config: ModelConfig, target: Any, *, key: Key) -> LidGuided:
         """The model under LID guidance, towards a target; None where it is only measured."""
         # Arrays: another value is not another program.
-        numbers = map(jnp.asarray, (self.strength, self.trust, *self.interval(config)))
-        return LidGuided(model, target, *numbers, key, trace=self.trace(config))
+        low, high = map(jnp.asarray, self.interval(config))
+        return LidGuided(
+            model,
+            target,
+            jnp.asarray(self.strength),
+            jnp.asarray(self.trust),
+            low,
+            high,
+            key,
+            trace=self.trace(config),
+        )
 
     def cfg_guided(self, model: Any) -> Guided:
         """The model under classifier-free guidance, a condition yet to be bound."""
