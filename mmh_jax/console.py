@@ -30,6 +30,7 @@ _STAGES = {
     "lid_star": "LID_* of the data",
     "sigma": "choosing sigma",
     "lid_theta": "LID_theta of the model",
+    "reference": "sampling without guidance",
     "samples": "sampling",
     "copies": "looking for copies",
     "detectors": "detectors",

@@ -20,7 +20,7 @@ from mmh_jax.evaluation import LossCurve, loss_gap
 from mmh_jax.memorization import Label
 from mmh_jax.typing import Estimate
 
-__all__ = ["dimension_figure", "image_grid", "loss_figure", "onset_figure"]
+__all__ = ["dimension_figure", "image_grid", "loss_figure", "onset_figure", "plane_figure"]
 
 _STYLE: Any = {
     "font.size": 9.0,
@@ -267,6 +267,38 @@ def image_grid(
                           fontsize=6)  # fmt: skip
         if title:
             figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def plane_figure(samples: Any, is_copy: Any, *, data: Any = None) -> Figure:
+    """Samples in the plane, those that are copies marked, over the training data.
+
+    Args:
+        samples: (M, 2).
+        is_copy: (M,) booleans.
+        data: (N, 2), or None.
+
+    Raises:
+        ValueError: if the samples are not of two coordinates.
+    """
+    samples, is_copy = np.asarray(samples), np.asarray(is_copy, bool)
+    if samples.ndim != 2 or samples.shape[1] != 2 or is_copy.shape != samples.shape[:1]:
+        raise ValueError(
+            f"`plane_figure(samples=..., is_copy=...)` have shapes {samples.shape} and "
+            f"{is_copy.shape}; it takes (M, 2) and (M,)."
+        )
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.6, 4.6), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        groups = [] if data is None else [("training data", np.asarray(data), "0.7", ".")]
+        groups += [("samples", samples[~is_copy], "#0072B2", "o")]
+        groups += [("copies", samples[is_copy], "#D55E00", "v")] if is_copy.any() else []
+        for name, points, color, marker in groups:
+            text = f"{name} ({len(points):,})"
+            axes.scatter(*points.T, s=14, color=color, marker=marker, linewidths=0, label=text)
+        axes.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
+        figure.legend(loc="outside upper center", ncols=3, frameon=False, handletextpad=0.1)
     return figure
 
 

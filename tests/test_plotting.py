@@ -167,3 +167,18 @@ def test_the_loss_figure_shows_both_curves_and_their_gap():
         assert figure.bbox.contains(box.x1 - 1, box.y1 - 1), text
     with pytest.raises(ValueError, match="over the same"):
         plotting.loss_figure(trained, held_out._replace(sigmas=held_out.sigmas + 1))
+
+
+def test_samples_in_the_plane_are_counted_by_kind():
+    samples = np.random.default_rng(0).normal(size=(9, 2))
+    is_copy = np.arange(9) < 2
+    figure = plotting.plane_figure(samples, is_copy, data=samples[:5])
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["training data (5)", "samples (7)", "copies (2)"]
+    shown = [np.asarray(group.get_offsets()) for group in figure.axes[0].collections]
+    for found, expected in zip(shown, (samples[:5], samples[2:], samples[:2]), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    alone = plotting.plane_figure(samples, np.zeros(9, bool))
+    assert [text.get_text() for text in alone.legends[0].get_texts()] == ["samples (9)"]
+    with pytest.raises(ValueError, match=r"have shapes \(9, 3\) and \(9,\); it takes"):
+        plotting.plane_figure(np.zeros((9, 3)), is_copy)

@@ -3,17 +3,21 @@
 from mmh_jax.report.audit import audit
 from mmh_jax.report.data import lid_of_data
 from mmh_jax.report.detect import detect
+from mmh_jax.report.guiding import SampleOptions
 from mmh_jax.report.model import lid_theta, load_model, train_model
+from mmh_jax.report.sampling import sample_model
 from mmh_jax.report.stages import PRESETS, Preset, Stages
 
 __all__ = [
     "PRESETS",
     "Preset",
+    "SampleOptions",
     "Stages",
     "audit",
     "detect",
     "lid_of_data",
     "lid_theta",
     "load_model",
+    "sample_model",
     "train_model",
 ]

@@ -14,7 +14,6 @@ seed gives the same `points.csv` byte for byte, whether or not the run was inter
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,13 +24,19 @@ import numpy as np
 
 from mmh_jax import memorization, train
 from mmh_jax.data import sources
-from mmh_jax.lid.mle import mle
-from mmh_jax.lid.neighbors import nearest_neighbors
 from mmh_jax.report import detectors as table
 from mmh_jax.report import measure, output, samples
 from mmh_jax.report.files import hash_of, replacing, write_csv, write_json
 from mmh_jax.report.model import load_model
-from mmh_jax.report.stages import Progress, Stages, check_count, check_seed, find_preset
+from mmh_jax.report.neighbors import check_neighbors, lid_star
+from mmh_jax.report.stages import (
+    Progress,
+    Stages,
+    check_count,
+    check_matplotlib,
+    check_seed,
+    find_preset,
+)
 from mmh_jax.report.summary import columns_of, summary_of
 from mmh_jax.typing import Estimate, Key
 
@@ -93,12 +98,12 @@ def audit(
     check_count("--num-samples", num_samples)
     check_count("--num-neighbors", num_neighbors, least=4)
     check_seed(seed)
-    _check_matplotlib()
+    check_matplotlib("the audit")
     if model is not None and Path(model).resolve().is_relative_to(out.resolve()):
         raise ValueError(f"the model {model} lies in the output {out}; choose another output.")
     output.check_output(out, output.AUDIT, overwrite=overwrite)
     data = sources.load(source)
-    _check_neighbors(source, len(data.points), num_neighbors)
+    check_neighbors(source, len(data.points), num_neighbors)
     given = None if model is None else load_model(model, data.points.shape[1:])
     names = tuple(detectors) or (*DETECTORS, *(("png_bytes",) if data.is_image else ()))
     table.check_detectors(names, given, data, given=["data"])
@@ -129,21 +134,6 @@ def audit(
     return summary
 
 
-def _check_matplotlib() -> None:
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError(
-            "the audit draws a figure and needs matplotlib: pip install 'mmh-jax[plot]'"
-        )
-
-
-def _check_neighbors(source: str | Path, num_points: int, num_neighbors: int) -> None:
-    if num_points <= num_neighbors:
-        raise ValueError(
-            f"{source} has {num_points} points, too few for {num_neighbors} neighbours of each; "
-            "lower --num-neighbors."
-        )
-
-
 class _Run(NamedTuple):
     """One audit, after all checks."""
 
@@ -160,16 +150,16 @@ class _Run(NamedTuple):
         model = self.train() if given is None else given
         num_points, seed = self.settings["num_points"], self.settings["seed"]
         index = measure.random_subset(len(self.data.points), num_points, seed=seed)
-        lid_star, nearest = self.lid_star(index)
+        star, nearest = self.lid_star(index)
         levels, chosen = self.lid_theta(model, index)
         judged = self.sample(model)
         scores = self.score(model, index, float(np.median(chosen.sigma)), nearest[1])
-        verdicts = memorization.verdict(chosen.dimension, lid_star)
-        columns = columns_of(index, self.data.labels, chosen, lid_star, verdicts, nearest)
+        verdicts = memorization.verdict(chosen.dimension, star)
+        columns = columns_of(index, self.data.labels, chosen, star, verdicts, nearest)
         columns |= {"extracted": judged.extracted[index]} | table.columns_of(scores)
         write_csv(self.out / "points.csv", columns)
         with self.stages("figure"):
-            self.draw(index, chosen.lid, lid_star, verdicts)
+            self.draw(index, chosen.lid, star, verdicts)
         found = {
             "diagnostics": measure.diagnostics(chosen, model[0], self.data.points[0].size),
             "samples": judged.summary(),
@@ -188,7 +178,11 @@ class _Run(NamedTuple):
                 work=self.work / "checkpoints",
                 save_every=preset.save_every,
                 progress=lambda step, total, loss: report(step, total, f"loss {loss:.3f}"),
-                about={"source": self.data.name, "data": self.settings["data"]},
+                about={
+                    "source": self.data.name,
+                    "path": self.settings["source"],
+                    "data": self.settings["data"],
+                },
             )
             # Read back, so that a run that found the model finished computes with the same arrays
             # as the one that trained it.
@@ -196,13 +190,10 @@ class _Run(NamedTuple):
 
     def lid_star(self, index: np.ndarray) -> tuple[Estimate, tuple[np.ndarray, np.ndarray]]:
         """LID_* at the points of `index`; the index of their nearest other point, its distance."""
-        points, num_neighbors = self.data.points, self.settings["num_neighbors"]
         with self.stages("lid_star") as report:
-            found = nearest_neighbors(
-                points, num_neighbors, queries=points[index], exclude=index, progress=report
+            return lid_star(
+                self.data.points, index, self.settings["num_neighbors"], progress=report
             )
-            value, stderr = map(np.asarray, jax.vmap(mle)(found.distances))
-        return Estimate(value, stderr), (found.indices[:, 0], found.distances[:, 0])
 
     def lid_theta(self, model: Model, index: np.ndarray) -> tuple[np.ndarray, measure.Chosen]:
         """The noise levels, and what the model says at the points of `index`."""
@@ -256,7 +247,7 @@ class _Run(NamedTuple):
         self,
         index: np.ndarray,
         lid_theta: Estimate,
-        lid_star: Estimate,
+        star: Estimate,
         verdicts: memorization.Verdict,
     ) -> None:
         """Write `lid.png`."""
@@ -264,7 +255,7 @@ class _Run(NamedTuple):
 
         images = self.data.points[index] if self.data.is_image else None
         figure = plotting.dimension_figure(
-            lid_theta, lid_star, verdicts.label, images=images, title=self.data.name
+            lid_theta, star, verdicts.label, images=images, title=self.data.name
         )
         with replacing(self.out / "lid.png") as partial:
             figure.savefig(partial, format="png")

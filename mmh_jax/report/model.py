@@ -114,7 +114,7 @@ def train_model(
             save_every=chosen.save_every,
             progress=_with_rate(report, recipe.batch_size),
             log=log,
-            about={"source": data.name, "data": settings["data"]},
+            about={"source": data.name, "path": str(source), "data": settings["data"]},
         )
     if target != out:
         output.replace(out, output.MODEL, target)

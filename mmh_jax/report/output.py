@@ -26,6 +26,7 @@ __all__ = [
     "DETECTION",
     "MEASUREMENT",
     "MODEL",
+    "SAMPLING",
     "Kind",
     "check_file",
     "check_output",
@@ -60,6 +61,12 @@ AUDIT = Kind(
     "mmh_jax.audit/1",
     "summary.json",
     ("points.csv", "samples.npz", "lid.png", "model"),
+)
+SAMPLING = Kind(
+    "sampling",
+    "mmh_jax.sampling/1",
+    "summary.json",
+    ("samples.csv", "samples.npz", "grid.png"),
 )
 # Of a file, in a folder beside it that is gone when the file is there.
 MEASUREMENT = Kind("measurement", "mmh_jax.lid/1", "finished.json", ())

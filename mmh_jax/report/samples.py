@@ -75,6 +75,8 @@ def draw(
     *,
     key: Key,
     conditions: np.ndarray | None = None,
+    num_levels: int = 32,
+    step: sample.Step = sample.heun(),  # noqa: B008 (a frozen value)
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> np.ndarray:
@@ -86,6 +88,7 @@ def draw(
         num: how many; with more of them the first stay the same.
         key: draws the noise.
         conditions: (num,) labels, one bound for each sample; None for the model as it is.
+        num_levels, step: as for `sample.sample`.
         folder: where each finished block is kept; blocks found there are not drawn again.
         progress: called as `progress(done, num)`.
     """
@@ -105,7 +108,9 @@ def draw(
                     key=jax.random.fold_in(key, number),
                     sigma_min=config.sigma_min,
                     sigma_max=config.sigma_max,
+                    num_levels=num_levels,
                     shape=config.shape,
+                    step=step,
                     conditions=None if conditions is None else conditions[rows],
                 )
             )
@@ -147,13 +152,12 @@ def _finite_rows(samples: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.isfinite(samples.reshape(len(samples), -1)).all(axis=1))
 
 
-def write_samples(path: str | Path, samples: np.ndarray, judged: Judged) -> None:
+def write_samples(
+    path: str | Path, samples: np.ndarray, judged: Judged | None, **more: np.ndarray
+) -> None:
     """Write samples and what was found about them as `.npz`, to be read without pickle."""
+    found = {}
+    if judged is not None:
+        found = {name: getattr(judged, name) for name in ("nearest", "ratio", "memorized")}
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(
-            file,
-            samples=samples,
-            nearest=judged.nearest,
-            ratio=judged.ratio,
-            memorized=judged.memorized,
-        )
+        np.savez(file, samples=samples, **found, **more)  # pyright: ignore

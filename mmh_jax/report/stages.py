@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import time
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,7 @@ __all__ = [
     "Progress",
     "Stages",
     "check_count",
+    "check_matplotlib",
     "check_seed",
     "check_sigma",
     "find_preset",
@@ -74,6 +76,14 @@ def check_sigma(sigma: float | None) -> None:
     """Raise ValueError for what is no noise level; None is chosen."""
     if sigma is not None and not 0 < sigma < float("inf"):
         raise ValueError(f"--sigma is {sigma:g}; it must be a positive number, or `auto`.")
+
+
+def check_matplotlib(what: str) -> None:
+    """Raise ImportError if what is to draw a figure has nothing to draw it with."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError(
+            f"{what} draws a figure and needs matplotlib: pip install 'mmh-jax[plot]'"
+        )
 
 
 @dataclasses.dataclass

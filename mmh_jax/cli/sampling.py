@@ -1,0 +1,116 @@
+"""The command that draws samples of a model, guided or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from mmh_jax import console
+from mmh_jax.cli.common import library
+
+__all__ = ["Sample"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Draw samples of a saved model, guided or not, and say which are copies.
+
+    Writes samples.npz; samples.csv, one row for each sample: LID_theta of the model without
+    guidance and label, and if the training data are known, as they are where the model names them
+    or by `--data`, LID_* at the nearest training point, the verdict, that point, the distance to
+    it, d1/d2, and whether the sample is a copy by d1/d2 < 1/3; grid.png, of pictures or points in
+    the plane; and summary.json.  Whatever the guidance, the same seed starts from the same noise.
+    Interrupted or killed, it continues when the same command is run again.
+
+    Attributes:
+        model: The folder of a model, as `mmh-jax train` writes it.
+        out: The folder for the samples.
+        guidance: none, the model as it is; lid, away from dimensions that are below a quantile of
+            those of the model's own samples that are no copies; cfg, classifier-free guidance of a
+            model with labels.
+        num: How many samples.
+        data: The training data, if the model does not know where they are: `digits`, a .npy or
+            .npz file, an idx file, or a folder of images.
+        levels: Noise levels of the sampler.
+        step: From one level to the next; heun takes two evaluations of the model, the others one;
+            ancestral adds noise.
+        scale: Of cfg; 1 is the conditional model.
+        label: The class of all samples; by default none, or with cfg random ones.
+        quantile: Of lid: the share of usual samples that are disturbed at each level.
+        strength: Of lid; with 0 it does nothing.
+        trust: Of lid: the largest step, as a share of the denoising step.
+        low: Of lid: the least noise level at which it acts, in spreads of the data.
+        high: Of lid: the largest one.
+        probes: Of lid: `exact` takes the trace exactly, a number by so many random probes; `auto`
+            exactly up to 100 coordinates, and by 8 probes beyond.
+        references: Of lid: how many samples are drawn first, to see what is usual.
+        sigma: Noise level of LID_theta in data units; `auto` takes for each sample the one where it
+            depends least on it, at 7 to 15 times the cost and that of 128 more points.
+        num_neighbors: Nearest neighbours for LID_*, at least 4.
+        seed: Of noise, labels and probes.
+        overwrite: Replace samples in the folder.
+    """
+
+    model: Path
+    out: Path
+    guidance: Literal["none", "lid", "cfg"] = "none"
+    num: int = 64
+    data: str | None = None
+    levels: int = 32
+    step: Literal["heun", "ddim", "ancestral", "dpm2m"] = "heun"
+    scale: float = 1.0
+    label: int | None = None
+    quantile: float = 0.1
+    strength: float = 1.0
+    trust: float = 0.3
+    low: float = 0.2
+    high: float = 0.8
+    probes: Literal["auto", "exact"] | int = "auto"
+    references: int = 128
+    sigma: Literal["auto"] | float = "auto"
+    num_neighbors: int = 20
+    seed: int = 0
+    overwrite: bool = False
+
+    def run(self, command: str) -> None:
+        """Sample, write the files, and print what was found."""
+        report = library()
+        start = time.monotonic()
+        settings = dataclasses.asdict(self)
+        settings["sigma"] = None if self.sigma == "auto" else self.sigma
+        names = [field.name for field in dataclasses.fields(report.SampleOptions)]
+        options = report.SampleOptions(**{name: settings.pop(name) for name in names})
+        with console.progress() as progress:
+            summary = report.sample_model(
+                **settings, options=options, command=command, progress=progress
+            )
+        rows = _rows(summary)
+        rows |= {"seconds": f"{time.monotonic() - start:.0f}", "samples": self.out}
+        title = f"{self.num} samples of {self.model}, guidance {self.guidance}"
+        console.print_table(title, rows)
+
+
+def _rows(summary: dict[str, Any]) -> dict[str, Any]:
+    """What the table says."""
+    rows: dict[str, Any] = {"median LID_theta": console.number(summary["lid_theta"]["0.5"])}
+    if summary["data"] is None:
+        rows |= {"copies": "not known: the model names no data that are there; pass --data"}
+    else:
+        rows |= {"median LID_*": console.number(summary["lid_star"]["0.5"])}
+        rows |= {title: count for title, count in summary["verdicts"].items() if count}
+        rows |= {"copies": console.copied(summary["samples"])}
+    if summary["reference"] is not None:
+        reference = summary["reference"]
+        rows |= {"usual dimensions": f"of {reference['kept']} of {reference['num']} samples"}
+        rows["usual dimensions"] += f" without guidance: those that are {reference['rule']}"
+    asked = summary["evaluations"]
+    cost = f"{asked['guided']:g}"
+    if asked["guided"] != asked["unguided"]:
+        cost += f"; without guidance {asked['unguided']:g}"
+    return rows | {
+        "evaluations for a sample": cost,
+        "median sigma": f"{summary['sigma']:.4g}",
+        "diagnostics": console.diagnosis(summary["diagnostics"]),
+    }

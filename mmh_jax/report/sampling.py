@@ -1,0 +1,315 @@
+r"""Samples of a saved model, guided or not, each with its dimension and what it copies.
+
+    model -> reference      for LID guidance: runs without, on which usual dimensions are measured
+          -> samples        in blocks
+          -> copies, LID_*  of the nearest training point, if the training data are known
+          -> LID_theta      of the model without guidance, as in an audit
+          -> samples.npz, samples.csv, grid.png, summary.json
+
+Partial results are kept in `out/.work`, so that a run which is killed continues there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mmh_jax import memorization, train
+from mmh_jax.data import sources
+from mmh_jax.report import measure, output, samples
+from mmh_jax.report.files import hash_of, replacing, write_csv, write_json
+from mmh_jax.report.guiding import STEPS, SampleOptions
+from mmh_jax.report.model import load_model
+from mmh_jax.report.neighbors import check_neighbors, lid_star
+from mmh_jax.report.reference import draw_reference
+from mmh_jax.report.stages import (
+    Progress,
+    Stages,
+    check_count,
+    check_matplotlib,
+    check_seed,
+    check_sigma,
+)
+from mmh_jax.report.summary import columns_of, columns_of_model, summary_of
+from mmh_jax.typing import Estimate, Key
+
+__all__ = ["sample_model"]
+
+MAX_PICTURES = 100
+
+
+def sample_model(
+    model: str | Path,
+    out: str | Path,
+    *,
+    seed: int,
+    options: SampleOptions | None = None,
+    num: int = 64,
+    data: str | Path | None = None,
+    sigma: float | None = None,
+    num_neighbors: int = 20,
+    overwrite: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Draw samples of a saved model, and say of each what it is and what it copies.
+
+    LID_theta is that of the model without guidance and without a label; LID_* is that of the
+    training point nearest to the sample.
+
+    Args:
+        model: the folder of the model.
+        out: the folder to write; unfinished work of the same settings there is continued.
+        seed: of noise, labels and probes: guided or not, samples start from the same noise.
+        options: the sampler and the guidance; by default none.
+        num: how many samples.
+        data: the training data, as `data.sources.load` reads them; None for those that the model
+            names, if they are there and the same.
+        sigma: the noise level of LID_theta, in data units; None for each sample's own plateau.
+        num_neighbors: for LID_*.
+        overwrite: whether samples in the folder may be replaced.
+        command: kept in the summary.
+        progress: called as `progress(stage, done, total, note)`.
+
+    Returns:
+        The content of `summary.json`.
+
+    Cost: `options.evaluations(config)` for each sample and each reference run; for LID_theta D JVPs
+    and a D x D eigenproblem for each sample and level, and without `sigma` those of an audit.
+
+    Raises:
+        ValueError, OSError, ImportError: for what cannot be used or written; before any work, but
+            for too few reference runs that are no copies.
+    """
+    out, options = Path(out), options or SampleOptions()
+    check_count("--num", num)
+    check_count("--num-neighbors", num_neighbors, least=4)
+    check_seed(seed)
+    check_sigma(sigma)
+    if Path(model).resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"the model {model} lies in the output {out}; choose another output.")
+    output.check_output(out, output.SAMPLING, overwrite=overwrite)
+    config = train.load_config(model)
+    options.check(config)
+    denoiser, config = load_model(model, config.shape)
+    training = _training(data, config)
+    if training is not None:
+        check_neighbors(training.name, len(training.points), num_neighbors)
+    if _figure_kind(config.shape, training):
+        check_matplotlib("`mmh-jax sample`")
+    settings = {
+        "model": hash_of(Path(model) / "params.safetensors"),
+        "data": None if training is None else hash_of(training.points),
+        "num": num,
+        "sigma": sigma,
+        "num_neighbors": num_neighbors,
+        "seed": seed,
+    }
+    settings |= dataclasses.asdict(options)
+    work = output.claim(out, output.SAMPLING, settings, overwrite=overwrite)
+    run = _Run(denoiser, config, options, training, settings, out, work, Stages(progress))
+    columns, levels, found = run.all_stages()
+    summary = {"format": output.SAMPLING.format} | summary_of(
+        columns,
+        settings=settings,
+        command=command,
+        sigmas=levels,
+        timings=run.stages.rounded(),
+        found=found,
+    )
+    write_json(out / "summary.json", summary)
+    shutil.rmtree(work, ignore_errors=True)
+    return summary
+
+
+def _training(data: str | Path | None, config: train.ModelConfig) -> sources.Source | None:
+    """The training data that were given, or that the model names and are still the same."""
+    if data is not None:
+        found = sources.load(data)
+        if found.points.shape[1:] != config.shape:
+            raise ValueError(
+                f"--data {data} has points of shape {found.points.shape[1:]}, and the model takes "
+                f"points of shape {config.shape}."
+            )
+        return found
+    named = config.training.get("path", config.training.get("source"))
+    try:
+        found = None if named is None else sources.load(named)
+    except (ValueError, OSError):
+        return None
+    if found is None or hash_of(found.points) != config.training.get("data"):
+        return None
+    return found
+
+
+def _figure_kind(shape: tuple[int, ...], training: sources.Source | None) -> str:
+    """`pictures`, `points` in the plane, or nothing that can be drawn."""
+    if training is not None and training.is_image:
+        return "pictures"
+    if shape == (2,):
+        return "points"
+    return "pictures" if len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3)) else ""
+
+
+class _Run(NamedTuple):
+    """One call, after all checks."""
+
+    model: Any
+    config: train.ModelConfig
+    options: SampleOptions
+    training: sources.Source | None
+    settings: dict[str, Any]
+    out: Path
+    work: Path
+    stages: Stages
+
+    def all_stages(self) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
+        """Write all but the summary; return the columns, noise levels and other findings."""
+        denoiser, reference = self.guided()
+        labels = self.options.conditions(
+            self.config, self.settings["num"], seed=self.settings["seed"]
+        )
+        with self.stages("samples") as report:
+            drawn = samples.draw(
+                denoiser, self.config, self.settings["num"], key=self.keys[0], conditions=labels,
+                num_levels=self.options.levels, step=STEPS[self.options.step](),
+                folder=self.work / "samples", progress=report,
+            )  # fmt: skip
+        judged = self.judge(drawn)
+        more = {"seed": np.asarray(self.settings["seed"])}
+        more |= {} if labels is None else {"label": labels}
+        samples.write_samples(self.out / "samples.npz", drawn, judged, **more)
+        levels, chosen = self.lid_theta(drawn)
+        columns = self.columns(labels, chosen, judged)
+        write_csv(self.out / "samples.csv", columns)
+        if kind := _figure_kind(self.config.shape, self.training):
+            with self.stages("figure"):
+                self.draw(kind, drawn, columns)
+        found = {
+            "data": self.about_data(),
+            "reference": reference,
+            "evaluations": self.options.evaluations(self.config),
+            "samples": _summary_of(drawn, judged),
+            "diagnostics": measure.diagnostics(chosen, self.model, drawn[0].size),
+        }
+        return columns, levels, found
+
+    @property
+    def keys(self) -> Key:
+        """Of the samples, of the reference runs, and of the probes."""
+        return jax.random.split(jax.random.key(self.settings["seed"]), 3)
+
+    def guided(self) -> tuple[Any, dict[str, Any] | None]:
+        """The denoiser to sample with, and what the reference runs say."""
+        if self.options.guidance == "cfg":
+            return self.options.cfg_guided(self.model), None
+        if self.options.guidance != "lid":
+            return self.model, None
+        _, key, trace_key = self.keys
+        with self.stages("reference") as report:
+            runs = draw_reference(
+                self.model, self.config, self.options, key=key, trace_key=trace_key,
+                folder=self.work / "reference", progress=report,
+            )  # fmt: skip
+        judged = self.judge(runs.samples)
+        is_copy = None if judged is None else judged.memorized
+        target, kept = runs.target(self.options, self.config, is_copy)
+        rule = "finite, and no copy of the training data"
+        about = {
+            "num": self.options.references,
+            "kept": kept,
+            "copies": None if is_copy is None else int(is_copy.sum()),
+            "rule": rule if judged else "finite; no training data are known, copies are among them",
+            "trace": str(self.options.trace(self.config)),
+            "sigmas": np.asarray(target.sigmas).tolist(),
+            "target": np.asarray(target.values).tolist(),
+        }
+        guided = self.options.lid_guided(self.model, self.config, target, key=trace_key)
+        return guided, about
+
+    def judge(self, drawn: np.ndarray) -> samples.Judged | None:
+        """What the samples copy, if that can be said."""
+        if self.training is None:
+            return None
+        with self.stages("copies"):
+            return samples.judge(drawn, self.training.points)
+
+    def lid_theta(self, drawn: np.ndarray) -> tuple[np.ndarray, measure.Chosen]:
+        """The noise levels, and what the model says at the samples."""
+        sigma, spectra = self.settings["sigma"], measure.spectra(self.config.shape)
+        levels = np.asarray([sigma])
+        if sigma is None:
+            there = drawn if self.training is None else self.training.points
+            with self.stages("sigma") as report:
+                levels = measure.choose_levels(
+                    self.model, self.config, there, seed=self.settings["seed"],
+                    spectra=spectra, folder=self.work / "sigma", progress=report,
+                )  # fmt: skip
+        with self.stages("lid_theta") as report:
+            measured = measure.measure(
+                self.model, drawn, levels, spectra=spectra,
+                folder=self.work / "lid_theta", progress=report,
+            )  # fmt: skip
+        if sigma is None:
+            return levels, measure.at_plateau(measured, levels, drawn[0].size)
+        return levels, measure.at_level(measured, sigma)
+
+    def columns(
+        self, labels: np.ndarray | None, chosen: measure.Chosen, judged: samples.Judged | None
+    ) -> dict[str, np.ndarray]:
+        """A row for each sample."""
+        index = np.arange(self.settings["num"])
+        if judged is None or self.training is None:
+            return columns_of_model(index, labels, chosen)
+        rows, place = np.unique(np.maximum(judged.nearest, 0), return_inverse=True)
+        with self.stages("lid_star") as report:
+            found, _ = lid_star(
+                self.training.points, rows, self.settings["num_neighbors"], progress=report
+            )
+        star = Estimate(*(np.where(judged.is_finite, field[place], np.nan) for field in found))
+        verdicts = memorization.verdict(chosen.dimension, star)
+        nearest = (judged.nearest, judged.distance)
+        return columns_of(index, labels, chosen, star, verdicts, nearest) | judged.columns()
+
+    def about_data(self) -> dict[str, Any] | None:
+        """Which data the samples were compared with."""
+        if self.training is None:
+            return None
+        known = self.config.training.get("data")
+        is_same = None if known is None else known == self.settings["data"]
+        return {"source": self.training.name, "is_training_data": is_same}
+
+    def draw(self, kind: str, drawn: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        """Write `grid.png`."""
+        from mmh_jax import plotting  # here, because matplotlib is an extra
+
+        num = len(drawn)
+        copied = columns.get("memorized", np.zeros(num)).astype(bool)
+        if kind == "points":
+            points = None if self.training is None else self.training.points
+            figure = plotting.plane_figure(drawn, copied, data=points)
+        else:
+            low, high = (0.0, 1.0) if self.training is None else self.training.value_range
+            shown = (drawn[:MAX_PICTURES] - low) / (high - low)
+            dimensions = [f"{value:.1f}" for value in columns["lid_theta"]]
+            marks = np.where(copied, " copy", "")
+            texts = [d + mark for d, mark in zip(dimensions, marks, strict=True)]
+            title = "LID$_\\theta$ below each" + (f"; {len(shown)} of {num}" * (num > len(shown)))
+            figure = plotting.image_grid(shown, labels=texts[:MAX_PICTURES], title=title)
+        with replacing(self.out / "grid.png") as partial:
+            figure.savefig(partial, format="png")
+
+
+def _summary_of(drawn: np.ndarray, judged: samples.Judged | None) -> dict[str, Any]:
+    """How many there are and, if that is known, how many are copies, with a 95% interval."""
+    if judged is None:
+        finite = np.isfinite(drawn.reshape(len(drawn), -1)).all(axis=1)
+        return {"num": len(drawn), "not_finite": int(np.sum(~finite))}
+    found, finite = judged.summary(), int(judged.is_finite.sum())
+    ends = memorization.rate_interval(found["memorized"], finite) if finite else None
+    return found | {"fraction_interval": None if ends is None else [float(end) for end in ends]}
