@@ -7,7 +7,8 @@ A sampler runs to a noise level at which it is decided whether a copy is being m
 
 and carried down again, until it is accepted.  With sigma_back the first level nothing of it is
 left, and what is accepted has the model's law given d >= target; between the levels a picture of
-the same kind tends to come back, at less cost.  No gradient is taken.  The target is a quantile
+the same kind tends to come back, at less cost.  No gradient is taken, unless the way down is then
+that of a guided denoiser: only those that need it pay for guidance.  The target is a quantile
 over runs that end in no copy (`reference_target`): on average that share of them is begun again,
 too.
 """
@@ -36,7 +37,8 @@ class Selected(NamedTuple):
         measured: (N,) the measure at the last decision.
         accepted: (N,) whether that was at or above the target; False after `max_tries`.
         tries: (N,) how often each was decided.
-        evaluations: of denoisers for one sample, on average.
+        evaluations: for one sample, on average, those of the measure included, and without
+        evaluations_again: those of `again`, of which each may cost many.
     """
 
     samples: np.ndarray
@@ -44,6 +46,7 @@ class Selected(NamedTuple):
     accepted: np.ndarray
     tries: np.ndarray
     evaluations: float
+    evaluations_again: float = 0.0
 
 
 def sample_selected(
@@ -57,6 +60,7 @@ def sample_selected(
     decide_at: float,
     back_to: float = float("inf"),
     step: Step = heun(),  # noqa: B008 (a frozen value)
+    again: Any = None,
     max_tries: int = 8,
     shape: tuple[int, ...] | None = None,
     conditions: Any = None,
@@ -74,6 +78,8 @@ def sample_selected(
         decide_at: the noise level of the decision: the last of `sigmas` not below it.
         back_to: where a refused state goes: the first of `sigmas` not above it.
         step: as for `sample.solve`.
+        again: the denoiser that carries refused states down to the decision, such as a
+            `LidGuided` one; by default the same.  What is measured is `denoiser` always.
         max_tries: of one sample.
         shape: of a point; by default the denoiser's.
         conditions: (N, ...), a pytree: one for each sample, bound by `condition` in the denoiser
@@ -118,32 +124,37 @@ def sample_selected(
     back, decide = _places(np.asarray(levels), float(back_to), float(decide_at))
     conditions = jax.tree.map(np.asarray, conditions)
     chunk = min(chunk_size, num)
-    down = functools.partial(_by_chunks, chunk, _down, denoiser, measure, step)
     states = np.array(levels[0] * jax.random.normal(jax.random.fold_in(key, 0), (num, *shape)))
     measured, tries = np.zeros(num, states.dtype), np.zeros(num, int)
-    rows, since, work = np.arange(num), 0, 0
+    rows, since, calls, calls_again, way = np.arange(num), 0, 0, 0, denoiser
     for turn in range(1, max_tries + 1):
         keys = jax.random.split(jax.random.fold_in(key, turn), num)[rows]
         part = levels[since : decide + 1]
         these = jax.tree.map(lambda leaf, rows=rows: leaf[rows], conditions)
         # A state that was refused gets noise to where it goes on from; a fresh one has it.
         added = 0.0 if turn == 1 else _root_of_difference(levels[back], levels[decide])
-        states[rows], measured[rows] = down(part, added, mapped=(states[rows], these, keys))
+        states[rows], measured[rows] = _by_chunks(
+            chunk, _down, way, denoiser, measure, step, part, added,
+            mapped=(states[rows], these, keys),
+        )  # fmt: skip
         tries[rows] += 1
-        work += len(rows) * (step.evaluations * (decide - since) + 1)
+        work = len(rows) * (step.evaluations * (decide - since) + 1)
+        calls, calls_again = (
+            (calls + work, calls_again) if way is denoiser else (calls, calls_again + work)
+        )
         rows = rows[measured[rows] < float(target(levels[decide]))]
-        since = back
         if not len(rows):
             break
+        since, way = back, denoiser if again is None else again
     accepted = np.ones(num, bool)
     accepted[rows] = False
     keys = jax.random.split(jax.random.fold_in(key, max_tries + 1), num)
     samples = _by_chunks(
         chunk, _end, denoiser, step, levels[decide:], mapped=(states, conditions, keys)
     )
-    work += num * (step.evaluations * (len(levels) - 1 - decide) + 1)
-    work += int(tries.sum()) * measure.evaluations(int(np.prod(shape)))
-    return Selected(samples, measured, accepted, tries, work / num)
+    calls += num * (step.evaluations * (len(levels) - 1 - decide) + 1)
+    calls += int(tries.sum()) * measure.evaluations(int(np.prod(shape)))
+    return Selected(samples, measured, accepted, tries, calls / num, calls_again / num)
 
 
 def _places(levels: np.ndarray, back_to: float, decide_at: float) -> tuple[int, int]:
@@ -172,16 +183,16 @@ def _bound(of: Any, condition: Any) -> Any:
 
 @eqx.filter_jit
 def _down(
-    denoiser: Any, measure: Any, step: Step, sigmas: Array, added: ArrayLike, mapped: Any
+    way: Any, denoiser: Any, measure: Any, step: Step, sigmas: Array, added: ArrayLike, mapped: Any
 ) -> tuple[Array, Array]:
-    """States at the last level, and what is measured there."""
+    """States at the last level, carried there by `way`, and what is measured there."""
 
     def one(x: Array, condition: Any, key: Key) -> tuple[Array, Array]:
-        bound = _bound(denoiser, condition)
         noise_key, step_key = jax.random.split(key)
         x = x + added * jax.random.normal(noise_key, x.shape, x.dtype)
+        bound = _bound(way, condition)
         x = solve_path(bound, x, sigmas, step=step, key=step_key).states[-1]
-        return x, _bound(measure, condition)(bound, x, sigmas[-1])
+        return x, _bound(measure, condition)(_bound(denoiser, condition), x, sigmas[-1])
 
     return jax.vmap(one)(*mapped)
 
