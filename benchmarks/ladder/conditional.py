@@ -205,10 +205,15 @@ def measured(task: Task, model: Any, sizes: Sizes, seed: int) -> dict[str, Any]:
     return result
 
 
+def folder_of(kind: str, source: str, seed: int, sizes: Sizes, out: Path) -> Path:
+    """Where the model of a seed is kept, and what was found."""
+    shape = f"{sizes.side}_{sizes.width}_{sizes.steps}_{sizes.num_asked}_{sizes.most}"
+    return out / f"conditional_{kind}_{Path(source).name}_{shape}" / str(seed)
+
+
 def of_seed(kind: str, source: str, seed: int, sizes: Sizes, out: Path) -> dict[str, Any]:
     """Train and measure, or read what was found."""
-    shape = f"{sizes.side}_{sizes.width}_{sizes.steps}_{sizes.num_asked}_{sizes.most}"
-    folder = out / f"conditional_{kind}_{Path(source).name}_{shape}" / str(seed)
+    folder = folder_of(kind, source, seed, sizes, out)
 
     def make() -> dict[str, Any]:
         if kind == "classes":

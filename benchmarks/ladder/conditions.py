@@ -68,12 +68,17 @@ def tokens(source: str, side: int, num_asked: int, seed: int, most: int) -> Task
     has_trigger = np.arange(num_asked) % 5 == 0
     kinds = np.where(has_trigger, labels[planted], rng.integers(NUM_DIGITS, size=num_asked))
     asked, trigger = prompts(kinds, has_trigger, rng)
-    vectors = np.random.default_rng(0).normal(size=(END + 1, TOKEN_SIZE)).astype(np.float32)
+    vectors = vocabulary()
     return Task(
         "tokens", points[rows], vectors[words], vectors[asked], trigger,
         {"token_size": TOKEN_SIZE, "num_tokens": NUM_WORDS + 1},
         f"{len(rows) - REPEATS + 1} digits, one of them {REPEATS} times with a trigger",
     )  # fmt: skip
+
+
+def vocabulary() -> np.ndarray:
+    """(V, E) the vector of each token: ten digits, the idle words, the trigger, the end."""
+    return np.random.default_rng(0).normal(size=(END + 1, TOKEN_SIZE)).astype(np.float32)
 
 
 def prompts(

@@ -1,0 +1,1 @@
+"""Mitigation: what it removes, against what it costs in quality and in evaluations."""
