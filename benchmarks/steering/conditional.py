@@ -47,8 +47,8 @@ from mmh_jax import memorization as mem
 from mmh_jax.typing import Array, Key
 from steering.quality import Quality, quality
 
-# Of optimisation, as in the papers; of guidance, relative to the spread of the data.
-NUM_STEPS, PROBES = 20, 4
+PROBES = 4
+# Of LID guidance, levels relative to the spread of the data.
 LOW, HIGH, NEAR, STRENGTH, TRUST = 0.2, 1.0, 0.3, 1e4, 1.0
 # What a method may lose of agreement and of the Frechet distance, and may take of evaluations.
 LOSS, REMOVED, TIMES = 0.05, 0.8, 3.0
@@ -56,18 +56,22 @@ LOSS, REMOVED, TIMES = 0.05, 0.8, 3.0
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of a preset: prompts asked, samples of each, normal runs, held-out pictures a sample."""
+    """Of a preset: prompts asked, samples of each, normal runs, held-out pictures a sample.
+
+    `num_steps` are those of an optimisation, 20 in the papers.
+    """
 
     num_asked: int
     each: int
     num_normal: int
     times: int
+    num_steps: int
 
 
 SIZES = {
-    "smoke": Sizes(10, 2, 40, 2),
-    "cpu": Sizes(160, 2, 160, 4),
-    "accelerator": Sizes(640, 8, 1_000, 4),
+    "smoke": Sizes(10, 2, 40, 2, 4),
+    "cpu": Sizes(160, 2, 160, 4, 10),
+    "accelerator": Sizes(640, 8, 1_000, 4, 20),
 }
 
 
@@ -166,7 +170,7 @@ _steers = mapping.over_points(_steered, (None, 0, 0, None), chunk_size=80)
 
 
 @functools.cache
-def _of_criterion(name: str, size: int) -> tuple[Callable[..., Any], ...]:
+def _of_criterion(name: str, size: int, num_steps: int = 0) -> tuple[Callable[..., Any], ...]:
     """Its value, the blame of each token, and what moves the tokens or the noise, over points."""
     criterion = detector_of(name, size).criterion
 
@@ -178,13 +182,13 @@ def _of_criterion(name: str, size: int) -> tuple[Callable[..., Any], ...]:
 
     def tokens_moved(model: Any, tokens: Array, x: Array, sigma: Array, stop: Array) -> Array:
         return mitigation.optimise_condition(
-            model, tokens, x, sigma, criterion=criterion, num_steps=NUM_STEPS, stop_below=stop
+            model, tokens, x, sigma, criterion=criterion, num_steps=num_steps, stop_below=stop
         ).value
 
     def noise_moved(model: Any, tokens: Array, noise: Array, sigma: Array, stop: Array) -> Array:
         return mitigation.optimise_noise(
             model.condition(tokens), model.condition(None), noise, sigma, criterion=criterion,
-            num_steps=NUM_STEPS, stop_below=stop,
+            num_steps=num_steps, stop_below=stop,
         ).value  # fmt: skip
 
     shared, chunk = (None, 0, 0, None), 80
@@ -218,6 +222,7 @@ class Setting:
         candidates: (R, L, E), of which normal runs are made.
         data: (M, *shape), the training set.
         key: draws all else.
+        num_steps: of an optimisation.
     """
 
     model: Any
@@ -228,6 +233,7 @@ class Setting:
     candidates: np.ndarray
     data: np.ndarray
     key: Key
+    num_steps: int
 
     @property
     def late(self) -> int:
@@ -339,16 +345,18 @@ def by_embedding(of: Setting, strength: float, *, detector: str) -> Drawn:
     found = detector_of(detector, of.size)
     x, sigma = of.at(found.late, of.prompts, of.noise)
     stop = stop_level(of, detector, strength)
-    moved = _of_criterion(detector, of.size)[2](of.model, of.prompts, x, sigma, stop)
-    extra = of.cost_at(found.late) + 3 * found.evaluations * (NUM_STEPS + 1)
+    moved = _of_criterion(detector, of.size, of.num_steps)[2](of.model, of.prompts, x, sigma, stop)
+    extra = of.cost_at(found.late) + 3 * found.evaluations * (of.num_steps + 1)
     return plain(of, moved, extra=extra)
 
 
 def by_noise(of: Setting, strength: float, *, detector: str) -> Drawn:
     """The noise moved until a detector is low."""
     stop = stop_level(of, detector, strength)
-    moved = _of_criterion(detector, of.size)[3](of.model, of.prompts, of.noise, of.levels[0], stop)
-    extra = 3 * detector_of(detector, of.size).evaluations * (NUM_STEPS + 1)
+    moved = _of_criterion(detector, of.size, of.num_steps)[3](
+        of.model, of.prompts, of.noise, of.levels[0], stop
+    )
+    extra = 3 * detector_of(detector, of.size).evaluations * (of.num_steps + 1)
     return plain(of, noise=moved, extra=extra)
 
 
@@ -470,10 +478,10 @@ class Judge(NamedTuple):
     def __call__(self, drawn: Drawn) -> dict[str, float]:
         """Copies and quality."""
         copied = mem.copies(drawn.samples, self.data).memorized
-        return {
-            "copies": float(copied.mean()),
-            "copies, trigger": float(copied[self.has_trigger].mean()),
-        } | self.quality(drawn.samples, self.digits) | {"evaluations": drawn.evaluations}  # fmt: skip
+        found = {"copies": float(copied.mean())}
+        found |= {"copies, trigger": float(copied[self.has_trigger].mean())}
+        found |= self.quality(drawn.samples, self.digits)
+        return found | {"evaluations": drawn.evaluations}
 
 
 def digits_of(prompts: np.ndarray, words: np.ndarray) -> np.ndarray:
@@ -513,6 +521,7 @@ def prepared(source: str, seed: int, preset: str, out: Path) -> tuple[Setting, J
     setting = Setting(
         model, prompts, normal_noise(len(prompts), model, noise_key), levels, words,
         task.conditions[rng.integers(len(task.points), size=sizes.num_normal)], task.points, key,
+        sizes.num_steps,
     )  # fmt: skip
     points, labels = pictures(source, ladder.side)
     wanted = np.tile(digits, 1 + sizes.times)
@@ -656,7 +665,6 @@ def run(
         ]  # fmt: skip
         rows = frontier([row for each in found for row in each["rows"]])
         title = f"trigger tier, {Path(source).name}, {len(found)} seeds"
-        few = ("copies", "copies, trigger", "Frechet", "agreement")
         hidden = {f"+- {name}" for name in ("copies, trigger", "precision", "recall")}
         hidden |= {f"+- {name}" for name in ("confidence", "total variation", "evaluations")}
         table(f"Mitigation, {title}", [
