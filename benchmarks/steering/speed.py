@@ -43,7 +43,7 @@ class Sizes:
 
 
 SIZES = {
-    "smoke": Sizes(8, (10,), (1, 4), 2),
+    "smoke": Sizes(8, (10,), (2,), 2),
     "cpu": Sizes(32, (10, 20), (1, 16), 7),
     "accelerator": Sizes(128, (20,), (1, 16, 256), 9),
 }
