@@ -447,7 +447,7 @@ def _methods() -> tuple[Method, ...]:
         Method("embedding: CFG norm", by(by_embedding, detector=named[0]), stops),
         Method("embedding: FLIPD trace", by(by_embedding, detector=f"{named[1]} by probes"), stops),
         *(Method(f"noise: {name}", by(by_noise, detector=name), stops) for name in named[::2]),
-        Method("late guidance", by_level, (4.0, 2.0, 1.0, 0.5, 0.3)),
+        Method("late guidance", by_level, (4.0, 2.0, 1.0, 0.5)),
         Method("dynamic switch", by_switch, (1,)),
         Method("rescaled", by_rescaling, (0.3, 0.7, 1.0)),
         Method("clamped", by_clamping, (2.0, 1.0, 0.0)),
@@ -645,7 +645,8 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
             none = _at(rows, "none")
             axes.plot(none["copies"], none[metric], "k*", markersize=9)
         column[0].set_title(family, fontsize=10)
-        column[0].legend(frameon=False, fontsize=7)
+        if names:
+            column[0].legend(frameon=False, fontsize=7)
         column[1].set_xlabel("share of samples that are copies")
     panels[0, 0].set_ylabel("Frechet distance to held-out digits")
     panels[1, 0].set_ylabel("agreement with the prompt")
