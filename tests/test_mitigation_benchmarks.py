@@ -251,7 +251,7 @@ def test_speed_is_skipped_without_the_other_side(steering, monkeypatch):
 def test_both_networks_are_of_one_size(steering):
     pytest.importorskip("torch")
     pytest.importorskip("diffusers")
-    model, network = steering.speed.ours(8), steering.speed.theirs(8)
+    model, network = steering.speed.ours(8, (1, 2)), steering.speed.theirs(8, (1, 2))
     mine = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     other = sum(leaf.numel() for leaf in network.parameters())
     assert abs(mine / other - 1) < 0.1
@@ -261,11 +261,11 @@ def test_both_networks_are_of_one_size(steering):
 def test_both_samplers_ask_as_often(steering, name):
     pytest.importorskip("torch")
     pytest.importorskip("diffusers")
-    network, asked = steering.speed.theirs(8), []
+    network, asked = steering.speed.theirs(8, (1, 2)), []
     network.register_forward_hook(lambda *_: asked.append(1))
     found = steering.speed.their_sampler(network, name, 4, 2)()
     times = steering.speed.scheduler(name, 4).timesteps.numpy()
     assert len(asked) == len(times) == 4
-    mine = steering.speed.our_sampler(steering.speed.ours(8), name, times, 2)()
+    mine = steering.speed.our_sampler(steering.speed.ours(8, (1, 2)), name, times, 2)()
     assert mine.shape == (2, 28, 28, 1)
     assert found.shape == (2, 1, 28, 28)

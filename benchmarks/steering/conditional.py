@@ -218,7 +218,7 @@ class Setting:
         prompts: (N, L, E), one for each sample.
         noise: (N, *shape) from which it begins.
         levels: of the sampler.
-        words: (V, E), the vocabulary.
+        words: (V, E), those that are written in the place of others.
         candidates: (R, L, E), of which normal runs are made.
         data: (M, *shape), the training set.
         key: draws all else.
@@ -458,6 +458,11 @@ def _methods() -> tuple[Method, ...]:
 
 
 METHODS = _methods()
+# One of each kind: most of the time of a small run is that of compiling.
+SMOKE = (
+    "none", "tokens: random", "tokens: CFG norm", "embedding: CFG norm", "late guidance",
+    "rescaled", "clamped", "LID rejection, then guidance",
+)  # fmt: skip
 TOKENS = "tokens: "
 LID = ("LID guidance", "LID rejection", "LID rejection, then guidance")
 HELD_OUT = "held-out digits"
@@ -515,20 +520,23 @@ def prepared(source: str, seed: int, preset: str, out: Path) -> tuple[Setting, J
         sigma_max=SIGMA_MAX * float(model.scale),
     )  # fmt: skip
     words, rng = conditions.vocabulary(), np.random.default_rng(seed)
+    # Of thousands of words the trigger would never be drawn; of these few it would be, and tie
+    # other prompts to the image.
+    others = np.delete(words, conditions.TRIGGER, axis=0)
     prompts = np.repeat(task.asked[: sizes.num_asked], sizes.each, axis=0)
     digits = digits_of(prompts, words)
     noise_key, key = jax.random.split(jax.random.key(200 + seed))
     setting = Setting(
-        model, prompts, normal_noise(len(prompts), model, noise_key), levels, words,
+        model, prompts, normal_noise(len(prompts), model, noise_key), levels, others,
         task.conditions[rng.integers(len(task.points), size=sizes.num_normal)], task.points, key,
         sizes.num_steps,
     )  # fmt: skip
     points, labels = pictures(source, ladder.side)
     wanted = np.tile(digits, 1 + sizes.times)
     unseen = held_out(points, labels, task.points, wanted, seed)
-    reference, others = unseen[len(prompts) :], unseen[: len(prompts)]
+    reference, beside = unseen[len(prompts) :], unseen[: len(prompts)]
     has_trigger = np.repeat(task.trigger[: sizes.num_asked] >= 0, sizes.each)
-    return setting, Judge(task.points, quality(reference), digits, has_trigger), task, others
+    return setting, Judge(task.points, quality(reference), digits, has_trigger), task, beside
 
 
 def hit_shares(of: Setting, task: conditions.Task) -> dict[str, float]:
@@ -555,12 +563,21 @@ def of_seed(source: str, seed: int, preset: str, out: Path) -> dict[str, Any]:
 
     others = Method(HELD_OUT, lambda *_: Drawn(ready()[3], 0.0), (0,))
     rows = []
-    for method in (others, *METHODS):
+    methods = [each for each in METHODS if preset != "smoke" or each.name in SMOKE]
+    for method in (others, *methods):
         name = "".join(c if c.isalnum() else "_" for c in method.name)
         found = kept(folder / f"{name}.json", functools.partial(judged, method))
         rows += [{"method": method.name, "seed": seed} | row for row in found["rows"]]
-    hits = kept(folder / "hits.json", lambda: hit_shares(ready()[0], ready()[2]))
+    hits = {}
+    if preset != "smoke":
+        hits = kept(folder / "hits.json", lambda: hit_shares(ready()[0], ready()[2]))
     return {"seed": seed, "rows": rows, "hits": hits}
+
+
+def mean_of(name: str, values: list[float]) -> dict[str, float | None]:
+    """Over seeds, with its standard error; None of one seed."""
+    mean = mem.over_seeds(np.array(values))
+    return {name: number(mean.value), f"+- {name}": number(mean.stderr)}
 
 
 def frontier(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -571,8 +588,7 @@ def frontier(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         own = [row for row in rows if (row["method"], row["strength"]) == (method, strength)]
         row = {"method": method, "strength": strength}
         for name in list(own[0])[list(own[0]).index("copies") :]:
-            mean = mem.over_seeds(np.array([each[name] for each in own]))
-            row |= {name: number(mean.value), f"+- {name}": number(mean.stderr)}
+            row |= mean_of(name, [each[name] for each in own])
         result.append(row)
     return result
 
@@ -671,14 +687,13 @@ def run(
         table(f"Mitigation, {title}", [
             {name: value for name, value in row.items() if name not in hidden} for row in rows
         ])  # fmt: skip
-        names = found[0]["hits"]
-        hits = {name: mem.over_seeds(np.array([each["hits"][name] for each in found]))
-                for name in names}  # fmt: skip
-        table("hit@1 of attribution", [
-            {"detector": name, "hit@1": number(each.value), "+-": number(each.stderr)}
-            for name, each in hits.items()
-        ])  # fmt: skip
+        hits = [
+            {"detector": name} | mean_of("hit@1", [each["hits"][name] for each in found])
+            for name in found[0]["hits"]
+        ]
+        if hits:
+            table("hit@1 of attribution, on the prompts with the trigger", hits)
         draw(rows, title, out / f"steering_conditional_{Path(source).name}.png")
-        content[Path(source).name] = {"seeds": found, "rows": rows}
+        content[Path(source).name] = {"seeds": found, "rows": rows, "hits": hits}
         failures += [f"{Path(source).name}: {failure}" for failure in bars(rows)]
     return content, [] if preset == "smoke" else failures

@@ -34,24 +34,25 @@ STEPS = {"DDIM": sample.ddim(), "DPM-Solver++(2M)": sample.dpm_solver_2m()}
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of a preset: width, steps of the sampler, samples at once, rounds."""
+    """Of a preset: width and its multiples, steps of the sampler, samples at once, rounds."""
 
     width: int
+    multipliers: tuple[int, ...]
     steps: tuple[int, ...]
     batches: tuple[int, ...]
     rounds: int
 
 
 SIZES = {
-    "smoke": Sizes(8, (10,), (2,), 2),
-    "cpu": Sizes(32, (10, 20), (1, 16), 7),
-    "accelerator": Sizes(128, (20,), (1, 16, 256), 9),
+    "smoke": Sizes(8, (1, 2), (10,), (2,), 2),
+    "cpu": Sizes(32, (1, 2, 2), (10, 20), (1, 16), 7),
+    "accelerator": Sizes(128, (1, 2, 2), (20,), (1, 16, 256), 9),
 }
 
 
-def ours(width: int) -> denoise.NetworkDenoiser:
+def ours(width: int, multipliers: tuple[int, ...]) -> denoise.NetworkDenoiser:
     """Our network on the schedule."""
-    network = nn.UNet((SIDE, SIDE, 1), width=width, rngs=nnx.Rngs(0))
+    network = nn.UNet((SIDE, SIDE, 1), width=width, multipliers=multipliers, rngs=nnx.Rngs(0))
     return denoise.from_nnx(network, noise.ddpm_linear(TIMES), shape=(SIDE, SIDE, 1))
 
 
@@ -69,19 +70,20 @@ def our_sampler(
     return lambda: run(model, x, sigmas)
 
 
-def theirs(width: int) -> Any:
+def theirs(width: int, multipliers: tuple[int, ...]) -> Any:
     """A network of diffusers of the same size, on the same device."""
     import torch
     from diffusers import UNet2DModel
 
     torch.set_num_threads(os.cpu_count() or 1)
     device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+    finer = len(multipliers) - 1
     return UNet2DModel(
         sample_size=SIDE, in_channels=1, out_channels=1, layers_per_block=1,
-        block_out_channels=(width, 2 * width, 2 * width),
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        attention_head_dim=2 * width, resnet_time_scale_shift="scale_shift", norm_num_groups=8,
+        block_out_channels=tuple(width * factor for factor in multipliers),
+        down_block_types=(*["DownBlock2D"] * finer, "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", *["UpBlock2D"] * finer),
+        attention_head_dim=width * multipliers[-1], resnet_time_scale_shift="scale_shift", norm_num_groups=8,
     ).eval().to(device)  # fmt: skip
 
 
@@ -147,7 +149,8 @@ def run(
         console.print("speed: torch or diffusers is not there: skipped")
         return {}, []
     sizes = SIZES[preset]
-    model, network = ours(sizes.width), theirs(sizes.width)
+    network = theirs(sizes.width, sizes.multipliers)
+    model = ours(sizes.width, sizes.multipliers)
     parameters = {
         "ours": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
         "theirs": sum(leaf.numel() for leaf in network.parameters()),
