@@ -83,7 +83,8 @@ def theirs(width: int, multipliers: tuple[int, ...]) -> Any:
         block_out_channels=tuple(width * factor for factor in multipliers),
         down_block_types=(*["DownBlock2D"] * finer, "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", *["UpBlock2D"] * finer),
-        attention_head_dim=width * multipliers[-1], resnet_time_scale_shift="scale_shift", norm_num_groups=8,
+        attention_head_dim=width * multipliers[-1], norm_num_groups=8,
+        resnet_time_scale_shift="scale_shift",
     ).eval().to(device)  # fmt: skip
 
 
