@@ -682,11 +682,15 @@ def run(
         ]  # fmt: skip
         rows = frontier([row for each in found for row in each["rows"]])
         title = f"trigger tier, {Path(source).name}, {len(found)} seeds"
-        hidden = {f"+- {name}" for name in ("copies, trigger", "precision", "recall")}
-        hidden |= {f"+- {name}" for name in ("confidence", "total variation", "evaluations")}
-        table(f"Mitigation, {title}", [
-            {name: value for name, value in row.items() if name not in hidden} for row in rows
-        ])  # fmt: skip
+        first = ("method", "strength")
+        main = ("copies", "+- copies", "copies, trigger", "Frechet", "+- Frechet", "agreement")
+        more = ("precision", "recall", "confidence", "total variation")
+        for about, names in (
+            ("copies, quality, cost", (*main, "+- agreement", "evaluations")),
+            ("more of quality", more),
+        ):
+            shown = [{name: row[name] for name in (*first, *names)} for row in rows]
+            table(f"Mitigation, {title}: {about}", shown)
         hits = [
             {"detector": name} | mean_of("hit@1", [each["hits"][name] for each in found])
             for name in found[0]["hits"]
