@@ -473,8 +473,9 @@ def populations(num, size, potential, **settings):
     return starts, jax.jit(jax.vmap(one))(starts, jax.random.split(key, num))
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize(("low", "high"), [(0.0, np.inf), (0.5, 2.5)])
+@pytest.mark.parametrize(
+    ("threshold", "low", "high"), [(0.0, 0.0, np.inf), (1.0, 0.0, np.inf), (0.9, 0.5, 2.5)]
+)
 def test_a_population_has_the_weighted_law(threshold, low, high):
     num, size = 60, 1_000
     _, found = populations(num, size, tilt, threshold=threshold, low=low, high=high)
@@ -553,7 +554,8 @@ def test_the_effective_number_is_that_before_any_is_drawn_again():
         for change in (-1e-3, 1e-3)
     )
     np.testing.assert_array_equal(kept.effective, found.effective)
-    assert drawn.effective[1] > found.effective[1]
+    assert drawn.effective[0] == found.effective[0]
+    assert not np.isclose(drawn.effective[1], found.effective[1])
 
 
 def test_populations_under_jit_and_vmap_are_those_of_a_loop():
@@ -575,7 +577,7 @@ def test_whole_numbers_are_starts():
 
 def test_particles_say_what_is_wrong():
     starts = jnp.ones((4, 1))
-    for settings, message in (
+    for wrong, message in (
         ({"step": sample.heun()}, "has no noise: particles that descend from one would stay one"),
         ({"step": sample.dpm_solver_2m()}, "has no noise"),
         ({"threshold": 1.5}, r"threshold=1.5\)` must lie between 0 and 1"),
@@ -583,8 +585,8 @@ def test_particles_say_what_is_wrong():
         ({"sigmas": 1.0}, r"shape \(\); it takes a vector"),
         ({"sigmas": [1.0, 0.0]}, "finite positive number"),
     ):
-        levels = settings.pop("sigmas", SHORT)
+        levels = wrong.pop("sigmas", SHORT)
         with pytest.raises(ValueError, match=message):
-            particles(gaussian, starts, levels, tilt, key=jax.random.key(0), **settings)
+            particles(gaussian, starts, levels, tilt, key=jax.random.key(0), **wrong)
     with pytest.raises(TypeError, match="key"):
         particles(gaussian, starts, SHORT, tilt, key=None)

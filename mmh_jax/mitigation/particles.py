@@ -108,11 +108,9 @@ def particles(
     if not 0 <= threshold <= 1:
         raise ValueError(f"`particles(threshold={threshold})` must lie between 0 and 1.")
     starts = jnp.asarray(starts, jnp.result_type(starts, float))
-    if jnp.ndim(sigmas) != 1 or (
-        not is_traced(sigmas) and np.any(np.diff(np.asarray(sigmas)) >= 0)
-    ):
+    if np.ndim(sigmas) != 1 or (not is_traced(sigmas) and np.any(np.diff(np.asarray(sigmas)) >= 0)):
         raise ValueError(
-            f"`particles(sigmas=...)` has shape {jnp.shape(sigmas)}; it takes a vector of noise "
+            f"`particles(sigmas=...)` has shape {np.shape(sigmas)}; it takes a vector of noise "
             "levels that decrease."
         )
     sigmas = check_level("particles", sigmas, starts.dtype)
