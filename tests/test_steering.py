@@ -561,13 +561,17 @@ def test_the_effective_number_is_that_before_any_is_drawn_again():
 def test_populations_under_jit_and_vmap_are_those_of_a_loop():
     starts, many = populations(3, 20, tilt)
     keys = jax.random.split(jax.random.split(jax.random.key(0))[1], 3)
+    single = jax.jit(lambda starts, key: particles(gaussian, starts, SHORT, tilt, key=key))
     for number in range(3):
-        one = particles(gaussian, starts[number], SHORT, tilt, key=keys[number])
+        one = single(starts[number], keys[number])
         np.testing.assert_allclose(many.samples[number], one.samples, atol=1e-5)
         np.testing.assert_array_equal(many.ancestors[number], one.ancestors)
         np.testing.assert_allclose(many.effective[number], one.effective, rtol=1e-4)
+    # Levels without a value yet; and outside of `jit`.
     traced = jax.jit(lambda levels: particles(gaussian, starts[0], levels, tilt, key=keys[0]))
     np.testing.assert_allclose(traced(SHORT).samples, many.samples[0], atol=1e-5)
+    direct = particles(gaussian, starts[0], SHORT, tilt, key=keys[0])
+    np.testing.assert_allclose(direct.samples, many.samples[0], atol=1e-5)
 
 
 def test_whole_numbers_are_starts():
