@@ -16,7 +16,7 @@ from test_detect import POINTS, column, rows_of, save_model
 from mmh_jax import analytic, lid, sample, train
 from mmh_jax import memorization as mem
 from mmh_jax.cli import main
-from mmh_jax.mitigation import LidGuided, Target
+from mmh_jax.mitigation import DenoisedLid, LidGuided, Target, sample_selected
 from mmh_jax.report import SampleOptions, guiding, reference, samples, sampling
 from mmh_jax.typing import Estimate
 
@@ -103,12 +103,11 @@ def test_what_is_written_is_what_the_library_gives(trained, here, capsys):
     noise_key, _ = jax.random.split(jax.random.fold_in(keys()[1], 0))
     noise = sigmas[0] * jax.random.normal(noise_key, (64, 2))[:30]
     paths = jax.vmap(lambda x: sample.solve_path(model, x, sigmas))(noise)
-    jacobian = jax.vmap(jax.vmap(jax.jacfwd(model)))(paths.states, paths.sigmas)
-    usual = np.trace(jacobian, axis1=2, axis2=3)[
-        ~mem.copies(paths.denoised[:, -1], CIRCLE).memorized
-    ]
     spread = config.scale * config.sigma_data
-    inside = (sigmas >= 0.2 * spread) & (sigmas <= 0.8 * spread)
+    measure = DenoisedLid(0.3 * spread, keys()[2], num_samples=8)
+    found = jax.vmap(jax.vmap(lambda *at: measure(model, *at)))(paths.states, paths.sigmas)
+    usual = np.asarray(found)[~mem.copies(paths.denoised[:, -1], CIRCLE).memorized]
+    inside = (sigmas >= 0.2 * spread) & (sigmas <= spread)
     assert 0 < inside.sum() < 8
     assert summary["reference"]["kept"] == len(usual) < 30
     assert "no copy of the training data" in summary["reference"]["rule"]
@@ -118,8 +117,8 @@ def test_what_is_written_is_what_the_library_gives(trained, here, capsys):
     target = Target(
         jnp.array(summary["reference"]["sigmas"]), jnp.array(summary["reference"]["target"])
     )
-    numbers = map(jnp.asarray, (1.0, 0.3, 0.2 * spread, 0.8 * spread))
-    guided = LidGuided(model, target, *numbers, keys()[2])
+    numbers = map(jnp.asarray, (1e4, 1.0, 0.2 * spread, spread))
+    guided = LidGuided(model, target, measure, *numbers)
     direct = sample.sample(
         guided, 64, key=jax.random.fold_in(keys()[0], 0), num_levels=8,
         sigma_min=config.sigma_min, sigma_max=config.sigma_max, shape=(2,),
@@ -208,7 +207,7 @@ def test_a_model_of_copies_has_nothing_usual(here, capsys, monkeypatch):
     more = ["--guidance", "lid", "--data", "points.npy", "--references", "20", "--num", "9"]
     assert draw(*more, "--levels", "32") == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert "only 0 of 20 reference samples are finite and no copies; a quantile of 0.1 " in message
+    assert "only 0 of 20 reference samples are finite and no copies; a quantile of 0.2 " in message
     assert not Path("out/samples.npz").exists()
 
 
@@ -299,10 +298,11 @@ def test_samples_that_are_not_finite_stop_nothing(here, capsys, monkeypatch):
     assert summary_of()["samples"]["not_finite"] == 1
 
 
-def test_an_interrupted_call_continues_to_the_same_samples(here, capsys, monkeypatch):
+@pytest.mark.parametrize("guidance", ["lid", "reject"])
+def test_an_interrupted_call_continues_to_the_same_samples(here, capsys, monkeypatch, guidance):
     for module in (samples, reference):
         monkeypatch.setattr(module, "BLOCK_SIZE", 8)
-    command = ["--guidance", "lid", "--num", "20", "--references", "20", "--step", "ancestral"]
+    command = ["--guidance", guidance, "--num", "20", "--references", "20", "--step", "ancestral"]
     command += ["--data", "points.npy", "--probes", "2"]
     assert draw(*command, out="whole") == 0
     written = []
@@ -327,8 +327,8 @@ def test_an_interrupted_call_continues_to_the_same_samples(here, capsys, monkeyp
             assert draw(*command) == 130
         assert not Path("out/summary.json").exists()
     capsys.readouterr()
-    assert draw(*command, "--strength", "2") == 2
-    assert "holds an unfinished sampling with another strength; repeat" in capsys.readouterr().err
+    assert draw(*command, "--low", "0.3") == 2
+    assert "holds an unfinished sampling with another low; repeat" in capsys.readouterr().err
     written.clear()
     with monkeypatch.context() as patch:
         for module in (reference, samples):
@@ -341,7 +341,8 @@ def test_an_interrupted_call_continues_to_the_same_samples(here, capsys, monkeyp
 
 
 @pytest.mark.parametrize("step", guiding.STEPS)
-def test_evaluations_are_counted_as_they_happen(step):
+@pytest.mark.parametrize("with_baseline", [False, True])
+def test_evaluations_are_counted_as_they_happen(step, with_baseline):
     config = train.ModelConfig("", {}, (3,), 1.0, 1.0, 0.1, 4.0)
     options = SampleOptions("lid", levels=7, step=step, probes=4)
     asked = []
@@ -355,22 +356,101 @@ def test_evaluations_are_counted_as_they_happen(step):
             counting, jnp.ones(3), jnp.asarray(options.sigmas(config)),
             step=guiding.STEPS[step](), key=jax.random.key(0),
         )  # fmt: skip
-    inside = sum(0.2 <= sigma <= 0.8 for sigma in asked)
-    found = options.evaluations(config)
+    measure = options.measure(config, counting if with_baseline else None, key=jax.random.key(0))
+    each = 9 if with_baseline else 5
+    inside = sum(0.2 <= sigma <= 1.0 for sigma in asked)
+    found = options.evaluations(config, measure)
     assert found["unguided"] == len(asked)
-    assert found["guided"] == len(asked) - inside + inside * (3 * (4 + 1) + 2)
+    assert found["guided"] == len(asked) - inside + inside * (3 * each + 2)
+    levels = sum(0.2 <= sigma <= 1.0 for sigma in options.sigmas(config).tolist())
+    assert found["reference"] == len(asked) + levels * each
     cfg = SampleOptions("cfg", levels=7, step=step).evaluations(config)
     assert cfg == {"guided": 2 * len(asked), "unguided": len(asked)}
 
 
-def test_the_trace_is_exact_up_to_100_coordinates():
-    config = train.ModelConfig("", {}, (10, 10), 1.0, 1.0, 0.1, 4.0)
-    larger = dataclasses.replace(config, shape=(101,))
-    options = SampleOptions("lid")
-    assert options.trace(config).products(100) == 100
-    assert options.trace(larger).products(101) == 8
-    assert dataclasses.replace(options, probes="exact").trace(larger).products(101) == 101
-    assert dataclasses.replace(options, probes=3).trace(config).products(100) == 3
+@pytest.mark.parametrize("step", ["heun", "ancestral"])
+def test_evaluations_of_rejection_are_those_of_the_library(step):
+    config = train.ModelConfig("", {}, (3,), 1.0, 1.0, 0.1, 4.0)
+    options = SampleOptions("reject", levels=7, step=step, probes=4, back_to=2.0)
+    back, decide = options.places(config)
+    sigmas = options.sigmas(config)
+    assert sigmas[back] <= 2 < sigmas[back - 1]
+    assert sigmas[decide] >= 0.2 > sigmas[decide + 1]
+    measure = options.measure(config, None, key=jax.random.key(0))
+    direct = sample_selected(
+        lambda x, sigma: x / (1 + sigma**2), 6, key=jax.random.key(0), sigmas=sigmas, shape=(3,),
+        measure=measure, target=Target(jnp.ones(1), jnp.full(1, 9.0)), decide_at=0.2, back_to=2.0,
+        step=guiding.STEPS[step](),
+    )  # fmt: skip
+    assert direct.tries.mean() == 8
+    found = options.evaluations(config, measure, tries=direct.tries.mean())
+    assert found["guided"] == pytest.approx(direct.evaluations)
+    assert found["reference"] == found["unguided"] + 5
+
+
+def test_rejection_is_that_of_the_library(trained, here, capsys):
+    extra = ["--guidance", "reject", "--num", "20", "--references", "30", "--quantile", "0.4"]
+    extra += ["--back-to", "2", "--probes", "2"]
+    assert draw(*extra, model=trained / "model") == 0
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    model, config = train.load(trained / "model"), train.load_config(trained / "model")
+    spread, summary = config.scale * config.sigma_data, summary_of()
+    sigmas = sample.karras_levels(8, sigma_min=config.sigma_min, sigma_max=config.sigma_max)
+    found = summary["reference"]
+    decide = int(np.sum(np.asarray(sigmas) >= 0.2 * spread)) - 1
+    np.testing.assert_allclose(found["sigmas"], [sigmas[decide]], rtol=1e-6)
+    direct = sample_selected(
+        model, 64, key=jax.random.fold_in(keys()[0], 0), sigmas=sigmas, shape=(2,),
+        measure=DenoisedLid(0.3 * spread, keys()[2], num_samples=2),
+        target=Target(jnp.array(found["sigmas"]), jnp.array(found["target"])),
+        decide_at=0.2 * spread, back_to=2 * spread,
+    )  # fmt: skip
+    np.testing.assert_allclose(samples_of(), direct.samples[:20], atol=1e-3)
+    rows = rows_of("out/samples.csv")
+    np.testing.assert_array_equal(column(rows, "accepted"), direct.accepted[:20])
+    np.testing.assert_array_equal(column(rows, "tries"), direct.tries[:20])
+    share, tries = direct.accepted[:20].mean(), direct.tries[:20].mean()
+    assert tries > 1
+    assert summary["selection"] == {"accepted": share, "mean_tries": pytest.approx(tries)}
+    assert f"accepted {share:.1%}" in printed
+    # Those of the first try start from the noise of the sampler without guidance.
+    assert draw("--num", "20", model=trained / "model", out="plain") == 0
+    plain, once = samples_of("plain"), direct.tries[:20] == 1
+    assert once.any()
+    np.testing.assert_allclose(samples_of()[once], plain[once], atol=1e-3)
+    assert np.abs(samples_of()[~once] - plain[~once]).max() > 0.05
+    assert summary_of("plain")["selection"] is None
+    assert "accepted" not in rows_of("plain/samples.csv")[0]
+
+
+def test_dimensions_are_relative_to_a_baseline(here, capsys):
+    options = ["--guidance", "reject", "--num", "6", "--references", "8", "--probes", "2"]
+    assert draw(*options, "--baseline", "model") == 0
+    found = summary_of()["reference"]
+    assert found["is_relative"]
+    assert found["measured_at"] == 0.5
+    # Of the model to itself: the logarithm of 1, and nothing is refused.
+    assert found["target"] == [0.0]
+    assert summary_of()["selection"] == {"accepted": 1.0, "mean_tries": 1.0}
+    assert summary_of()["evaluations"]["guided"] == 15 + 1 + 5
+    assert draw(*options, out="alone") == 0
+    found = summary_of("alone")["reference"]
+    assert not found["is_relative"]
+    assert found["measured_at"] == pytest.approx(0.3)
+    assert found["target"] != [0.0]
+    save_model(here / "larger", (4,))
+    assert draw(*options, "--baseline", "larger", out="no") == 2
+    assert "larger takes points of shape (4,), and the model those" in capsys.readouterr().err
+    assert draw(*options, "--baseline", "nothing", out="no") == 2
+    assert "no model in nothing" in capsys.readouterr().err
+
+
+def test_a_label_is_bound_in_the_baseline(classes, capsys):
+    more = ["--guidance", "reject", "--num", "6", "--references", "8", "--levels", "12"]
+    more += ["--low", "0.02", "--baseline", "model", "--label", "2"]
+    assert draw(*more) == 0
+    np.testing.assert_allclose(samples_of()[:, 0], 20, atol=1)
+    assert summary_of()["reference"]["target"] == [0.0]
 
 
 BAD = {
@@ -382,14 +462,23 @@ BAD = {
     "--strength 2": "--strength is of --guidance lid, and this is --guidance none; leave it out",
     "--guidance lid --strength -1": "--strength is -1; it must be finite and at least 0",
     "--guidance lid --trust nan": "--trust is nan; it must be finite and at least 0",
-    "--guidance lid --low 1": "--low is 1 and --high 0.8; --low must be at least 0 and below",
+    "--guidance lid --low 1": "--low is 1 and --high 1; --low must be at least 0 and below",
     "--guidance lid --low .2 --high .21": "none of the 8 noise levels is between 0.2 and 0.21",
     "--guidance lid --quantile 1": "--quantile is 1, of --references 128; it must lie between",
     "--guidance lid --quantile 0": "--quantile is 0, of --references 128; it must lie between",
-    "--guidance lid --references 8": "--quantile is 0.1, of --references 8; it must lie between",
+    "--guidance lid --references 3": "--quantile is 0.2, of --references 3; it must lie between",
     "--guidance lid --references 0": "--references is 0; it must be at least 1",
     "--guidance lid --probes 0": "--probes is 0; it must be at least 1",
     "--guidance lid --scale nan": "--scale is of --guidance cfg, and this is --guidance lid",
+    "--quantile 0.5": "--quantile is of --guidance lid or reject, and this is --guidance none",
+    "--guidance lid --back-to 3": "--back-to is of --guidance reject, and this is --guidance lid",
+    "--guidance reject --high 3": "--high is of --guidance lid, and this is --guidance reject",
+    "--guidance reject --probes 0": "--probes is 0; it must be at least 1",
+    "--guidance reject --quantile 0": "--quantile is 0, of --references 128; it must lie between",
+    "--guidance reject --low 2 --back-to 1": "--low is 2 and --back-to 1; --low must be at least 0",
+    "--guidance reject --low 9": "from 5 to 0.01 spreads of the data, have none to decide at and",
+    "--guidance reject --back-to 0.21": "--low 0.2 --back-to 0.21: the 8 noise levels, from 5 to",
+    "--baseline model": "--baseline is of --guidance lid or reject, and this is --guidance none",
     "--sigma 0": "--sigma is 0; it must be a positive number",
     "--seed -1": "--seed is -1",
     "--model nothing": "no model in nothing: config.json is missing",
@@ -416,14 +505,14 @@ def test_what_is_wrong_is_said_before_any_work(here, capsys, line):
 def test_options_of_a_program_are_checked_too():
     config = train.ModelConfig("", {"num_classes": 2}, (3,), 1.0, 1.0, 0.1, 4.0)
     for options, message in (
-        (SampleOptions("magic"), "--guidance is 'magic'; choose one of none, cfg, lid"),
+        (SampleOptions("magic"), "--guidance is 'magic'; choose one of none, lid, reject"),
         (SampleOptions(step="euler"), "--step is 'euler'; choose one of heun, ddim"),
         (SampleOptions("cfg", scale=float("nan")), "--scale is nan; it must be finite"),
     ):
         with pytest.raises(ValueError, match=message):
             options.check(config)
-    assert SampleOptions("lid").least_references == 9
-    SampleOptions("lid", references=9).check(config)
+    assert SampleOptions("lid").least_references == 4
+    SampleOptions("lid", references=4).check(config)
 
 
 def test_a_figure_needs_matplotlib_before_any_work(trained, here, capsys, monkeypatch):

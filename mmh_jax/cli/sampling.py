@@ -28,8 +28,9 @@ class Sample:
         model: The folder of a model, as `mmh-jax train` writes it.
         out: The folder for the samples.
         guidance: none, the model as it is; lid, away from dimensions that are below a quantile of
-            those of the model's own samples that are no copies; cfg, classifier-free guidance of a
-            model with labels.
+            those of the model's own samples that are no copies; reject, where the dimension is
+            below it on the way, the sample is begun again, up to 8 times in all; cfg,
+            classifier-free guidance of a model with labels.
         num: How many samples.
         data: The training data, if the model does not know where they are: `digits`, a .npy or
             .npz file, an idx file, or a folder of images.
@@ -38,14 +39,21 @@ class Sample:
             ancestral adds noise.
         scale: Of cfg; 1 is the conditional model.
         label: The class of all samples; by default none, or with cfg random ones.
-        quantile: Of lid: the share of usual samples that are disturbed at each level.
+        baseline: Of lid and reject: the folder of a model of the same data that has not memorized,
+            such as an earlier checkpoint.  The dimension is then relative to the one it has, and
+            seen at a noise level of 0.5 spreads of the data, otherwise of 0.3.
+        quantile: Of lid and reject: the share of usual samples that are disturbed at each level,
+            or refused.
         strength: Of lid; with 0 it does nothing.
         trust: Of lid: the largest step, as a share of the denoising step.
-        low: Of lid: the least noise level at which it acts, in spreads of the data.
+        low: Of lid: the least noise level at which it acts, in spreads of the data; of reject: it
+            decides at the last level that is not below.
         high: Of lid: the largest one.
-        probes: Of lid: `exact` takes the trace exactly, a number by so many random probes; `auto`
-            exactly up to 100 coordinates, and by 8 probes beyond.
-        references: Of lid: how many samples are drawn first, to see what is usual.
+        back_to: Of reject: to which noise level refused samples go back, in spreads of the data;
+            from low ones something of the same kind comes again, from the first, which is the
+            default, anything.
+        probes: Of lid and reject: draws of noise for the dimension.
+        references: Of lid and reject: how many samples are drawn first, to see what is usual.
         sigma: Noise level of LID_theta in data units; `auto` takes for each sample the one where it
             depends least on it, at 7 to 15 times the cost and that of 128 more points.
         num_neighbors: Nearest neighbours for LID_*, at least 4.
@@ -55,19 +63,21 @@ class Sample:
 
     model: Path
     out: Path
-    guidance: Literal["none", "lid", "cfg"] = "none"
+    guidance: Literal["none", "lid", "reject", "cfg"] = "none"
     num: int = 64
     data: str | None = None
     levels: int = 32
     step: Literal["heun", "ddim", "ancestral", "dpm2m"] = "heun"
     scale: float = 1.0
     label: int | None = None
-    quantile: float = 0.1
-    strength: float = 1.0
-    trust: float = 0.3
+    baseline: Path | None = None
+    quantile: float = 0.2
+    strength: float = 1e4
+    trust: float = 1.0
     low: float = 0.2
-    high: float = 0.8
-    probes: Literal["auto", "exact"] | int = "auto"
+    high: float = 1.0
+    back_to: float = float("inf")
+    probes: int = 8
     references: int = 128
     sigma: Literal["auto"] | float = "auto"
     num_neighbors: int = 20
@@ -105,6 +115,10 @@ def _rows(summary: dict[str, Any]) -> dict[str, Any]:
         reference = summary["reference"]
         rows |= {"usual dimensions": f"of {reference['kept']} of {reference['num']} samples"}
         rows["usual dimensions"] += f" without guidance: those that are {reference['rule']}"
+    if summary["selection"] is not None:
+        selection = summary["selection"]
+        rows |= {"accepted": f"{selection['accepted']:.1%}"}
+        rows |= {"tries for a sample": f"{selection['mean_tries']:.3g}"}
     asked = summary["evaluations"]
     cost = f"{asked['guided']:g}"
     if asked["guided"] != asked["unguided"]:

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmh_jax.sample import Step, ancestral
-from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_key
+from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_key, check_level, is_traced
 
 __all__ = ["Particles", "particles", "systematic_resampling"]
 
@@ -59,7 +60,7 @@ def systematic_resampling(log_weights: Array, *, key: Key) -> Array:
 def particles(
     denoiser: Denoiser,
     starts: ArrayLike,
-    sigmas: Array,
+    sigmas: ArrayLike,
     potential: Callable[[Array, Array], Array],
     *,
     key: Key,
@@ -88,7 +89,8 @@ def particles(
 
     Raises:
         TypeError: without a key.
-        ValueError: for a deterministic step, or a threshold that is not between 0 and 1.
+        ValueError: for a deterministic step, a threshold that is not between 0 and 1, or levels
+            that are not positive or do not decrease.
 
     >>> pair = lambda x, sigma: jnp.tanh(x / sigma**2)                  # two atoms, at -1 and 1
     >>> starts = 5 * jax.random.normal(jax.random.key(0), (64, 1))
@@ -105,7 +107,13 @@ def particles(
         )
     if not 0 <= threshold <= 1:
         raise ValueError(f"`particles(threshold={threshold})` must lie between 0 and 1.")
-    starts = jnp.asarray(starts)
+    starts = jnp.asarray(starts, jnp.result_type(starts, float))
+    if np.ndim(sigmas) != 1 or (not is_traced(sigmas) and np.any(np.diff(np.asarray(sigmas)) >= 0)):
+        raise ValueError(
+            f"`particles(sigmas=...)` has shape {np.shape(sigmas)}; it takes a vector of noise "
+            "levels that decrease."
+        )
+    sigmas = check_level("particles", sigmas, starts.dtype)
     num = len(starts)
     is_within = (jnp.asarray(low) <= sigmas) & (sigmas <= jnp.asarray(high))
     last = jnp.max(jnp.where(is_within, jnp.arange(len(sigmas)), -1))
@@ -142,9 +150,9 @@ def particles(
 
     zeros = jnp.zeros(num, starts.dtype)
     carry = (starts, jax.vmap(step.start)(starts), zeros, zeros, jnp.arange(num))
-    *keys, end_key = jax.random.split(key, len(sigmas))
-    steps = (jnp.arange(len(sigmas) - 1), jnp.stack(keys))
+    keys = jax.random.split(key, len(sigmas))
+    steps = (jnp.arange(len(sigmas) - 1), keys[:-1])
     carry, effective = jax.lax.scan(advance, carry, steps)
-    (x, _, _, _, ancestors), at_end = weigh(carry, jnp.asarray(len(sigmas) - 1), end_key)
+    (x, _, _, _, ancestors), at_end = weigh(carry, jnp.asarray(len(sigmas) - 1), keys[-1])
     samples = jax.vmap(lambda point: denoiser(point, sigmas[-1]))(x)
     return Particles(samples, ancestors, jnp.append(effective, at_end))

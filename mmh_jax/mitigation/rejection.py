@@ -15,7 +15,6 @@ too.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmh_jax.sample import Step, heun, solve, solve_path
-from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_key
+from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_key, check_level
 
 __all__ = ["Selected", "sample_selected"]
 
@@ -35,9 +34,11 @@ class Selected(NamedTuple):
     Attributes:
         samples: (N, *shape).
         measured: (N,) the measure at the last decision.
-        accepted: (N,) whether that was at or above the target; False after `max_tries`.
+        accepted: (N,) whether that was at or above the target; False after `max_tries`, and where
+            the measure is NaN.
         tries: (N,) how often each was decided.
-        evaluations: for one sample, on average, those of the measure included, and without
+        evaluations: for one sample, on average, those of the measure included, without those of
+            `again`.
         evaluations_again: those of `again`, of which each may cost many.
     """
 
@@ -71,7 +72,7 @@ def sample_selected(
     Args:
         denoiser: the model.
         num: N, how many.
-        key: draws the noise.
+        key: draws the noise; the first try starts from that of `sample.sample` with this key.
         sigmas: (S,) decreasing noise levels, as for `sample.solve`.
         measure: a `Measure`.
         target: a `Target`, or any pytree called with a noise level.
@@ -93,8 +94,8 @@ def sample_selected(
     and of decision: e (S - 1) + 2 + M, and each further try e (c - b) + 1 + M.
 
     Raises:
-        ValueError: if no shape is known, a level is out of the range of `sigmas`, or `back_to` is
-            not above `decide_at`.
+        ValueError: if no shape is known, a noise level is not positive, `sigmas` do not decrease,
+            a level is out of their range, or `back_to` is not above `decide_at`.
 
     >>> from mmh_jax.mitigation import JacobianTrace, Target
     >>> pair = lambda x, sigma: jnp.tanh(x / sigma**2)           # two atoms, at -1 and 1
@@ -120,11 +121,12 @@ def sample_selected(
             f"`sample_selected(conditions=...)` has an array of shape {jnp.shape(wrong[0])} for "
             f"{num} samples; pass one condition for each."
         )
-    levels = jnp.asarray(sigmas)
+    levels = check_level("sample_selected", sigmas, jnp.result_type(float))
     back, decide = _places(np.asarray(levels), float(back_to), float(decide_at))
     conditions = jax.tree.map(np.asarray, conditions)
     chunk = min(chunk_size, num)
-    states = np.array(levels[0] * jax.random.normal(jax.random.fold_in(key, 0), (num, *shape)))
+    start_key, key = jax.random.split(key)
+    states = np.array(levels[0] * jax.random.normal(start_key, (num, *shape)))
     measured, tries = np.zeros(num, states.dtype), np.zeros(num, int)
     rows, since, calls, calls_again, way = np.arange(num), 0, 0, 0, denoiser
     for turn in range(1, max_tries + 1):
@@ -142,7 +144,7 @@ def sample_selected(
         calls, calls_again = (
             (calls + work, calls_again) if way is denoiser else (calls, calls_again + work)
         )
-        rows = rows[measured[rows] < float(target(levels[decide]))]
+        rows = rows[~(measured[rows] >= float(target(levels[decide])))]  # NaN, too
         if not len(rows):
             break
         since, way = back, denoiser if again is None else again
@@ -159,16 +161,21 @@ def sample_selected(
 
 def _places(levels: np.ndarray, back_to: float, decide_at: float) -> tuple[int, int]:
     """The numbers of the levels of return and of decision."""
+    if levels.ndim != 1 or len(levels) < 2 or np.any(np.diff(levels) >= 0):
+        raise ValueError(
+            f"`sample_selected(sigmas=...)` has shape {levels.shape}; it takes a vector of two or "
+            "more noise levels that decrease."
+        )
     # To rounding: a level that is one of them, in another precision.
     at_or_above = np.flatnonzero(levels >= decide_at * (1 - 1e-5))
     at_or_below = np.flatnonzero(levels <= back_to * (1 + 1e-5))
     back = int(at_or_below[0]) if len(at_or_below) else len(levels)
     decide = int(at_or_above[-1]) if len(at_or_above) else 0
-    if levels.ndim != 1 or np.any(np.diff(levels) >= 0) or not back < decide:
+    if not back < decide:
         raise ValueError(
-            f"`sample_selected(decide_at={decide_at:g}, back_to={back_to:g})`: `sigmas` are a "
-            "decreasing vector, and one of them above `decide_at` is not above `back_to`; they go "
-            f"from {levels.flat[0]:g} to {levels.flat[-1]:g}."
+            f"`sample_selected(decide_at={decide_at:g}, back_to={back_to:g})`: the first level not "
+            "above `back_to` must be above the last not below `decide_at`; `sigmas` go from "
+            f"{levels[0]:g} to {levels[-1]:g}."
         )
     return back, decide
 

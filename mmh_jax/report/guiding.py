@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from mmh_jax import linalg, sample
+from mmh_jax import sample
 from mmh_jax.denoise import Guided
-from mmh_jax.mitigation import LidGuided
+from mmh_jax.mitigation import DenoisedLid, LidGuided, Measure
 from mmh_jax.report.stages import check_count
 from mmh_jax.train import ModelConfig
 from mmh_jax.typing import Key
@@ -24,13 +24,22 @@ STEPS = {
     "ancestral": sample.ancestral,
     "dpm2m": sample.dpm_solver_2m,
 }
-MAX_EXACT = 100
-NUM_PROBES = 8
-# The options that one guidance alone reads.
+MAX_TRIES = 8
+# Where the dimension is looked at, in spreads of the data: alone, and relative to a baseline.
+LOOK_AT, LOOK_AT_RELATIVE = 0.3, 0.5
+# The guidances that read an option; those that read `quantile` have a target.
 _OF = {
-    "cfg": ("scale",),
-    "lid": ("quantile", "strength", "trust", "low", "high", "probes", "references"),
+    "scale": ("cfg",),
+    "quantile": ("lid", "reject"),
+    "strength": ("lid",),
+    "trust": ("lid",),
+    "low": ("lid", "reject"),
+    "high": ("lid",),
+    "back_to": ("reject",),
+    "probes": ("lid", "reject"),
+    "references": ("lid", "reject"),
 }
+_GUIDANCES = ("none", "lid", "reject", "cfg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +47,18 @@ class SampleOptions:
     """How to draw samples; what a field means is said in `mmh-jax sample --help`.
 
     Attributes:
-        guidance: `none`, `lid` (`mitigation.LidGuided`) or `cfg` (`denoise.Guided`).
+        guidance: `none`, `lid` (`mitigation.LidGuided`), `reject` (`mitigation.sample_selected`) or
+            `cfg` (`denoise.Guided`).
         levels: noise levels of the sampler.
         step: a key of `STEPS`.
         scale: of classifier-free guidance.
         label: the condition of all samples; None for none, or with `cfg` for random ones.
         quantile: of the dimensions of the reference runs, the target.
         strength, trust: of LID guidance.
-        low, high: where it acts, in spreads of the data.
-        probes: for the trace: `exact`, so many random ones, or `auto`.
+        low, high: where it acts, in spreads of the data; rejection decides at the last level that
+            is not below `low`.
+        back_to: where a refused state goes, in spreads of the data.
+        probes: draws of noise of the dimension.
         references: reference runs.
     """
 
@@ -55,13 +67,26 @@ class SampleOptions:
     step: str = "heun"
     scale: float = 1.0
     label: int | None = None
-    quantile: float = 0.1
-    strength: float = 1.0
-    trust: float = 0.3
+    quantile: float = 0.2
+    strength: float = 1e4
+    trust: float = 1.0
     low: float = 0.2
-    high: float = 0.8
-    probes: Literal["auto", "exact"] | int = "auto"
+    high: float = 1.0
+    back_to: float = math.inf
+    probes: int = 8
     references: int = 128
+
+    @property
+    def has_target(self) -> bool:
+        """Whether it steers by dimension."""
+        return self.guidance in _OF["quantile"]
+
+    def settings(self) -> dict[str, Any]:
+        """For JSON, which has no infinite numbers: None."""
+        return {
+            name: None if value == math.inf else value
+            for name, value in dataclasses.asdict(self).items()
+        }
 
     def check(self, config: ModelConfig) -> None:
         """Raise ValueError for what is out of range, has no effect, or does not fit the model."""
@@ -70,21 +95,23 @@ class SampleOptions:
         if not math.isfinite(self.scale):
             raise ValueError(f"--scale is {self.scale:g}; it must be finite.")
         check_count("--levels", self.levels, least=2)
+        if self.has_target:
+            self._check_target()
         if self.guidance == "lid":
             self._check_lid(config)
+        if self.guidance == "reject":
+            self._check_reject(config)
 
     def _check_choices(self) -> None:
-        guidances = ("none", *_OF)
-        for name, there in (("guidance", guidances), ("step", STEPS)):
+        for name, there in (("guidance", _GUIDANCES), ("step", STEPS)):
             value = getattr(self, name)
             if value not in there:
                 raise ValueError(f"--{name} is {value!r}; choose one of {', '.join(there)}.")
-        for guidance, names in _OF.items():
-            changed = [name for name in names if getattr(self, name) != getattr(_DEFAULTS, name)]
-            if changed and self.guidance != guidance:
+        for name, readers in _OF.items():
+            if getattr(self, name) != getattr(_DEFAULTS, name) and self.guidance not in readers:
                 raise ValueError(
-                    f"--{changed[0]} is of --guidance {guidance}, and this is --guidance "
-                    f"{self.guidance}; leave it out."
+                    f"--{name.replace('_', '-')} is of --guidance {' or '.join(readers)}, and this "
+                    f"is --guidance {self.guidance}; leave it out."
                 )
 
     def _check_label(self, config: ModelConfig) -> None:
@@ -100,6 +127,15 @@ class SampleOptions:
                 f"--label is {self.label}; the model knows 0 to {num_classes - 1}."  # pyright: ignore
             )
 
+    def _check_target(self) -> None:
+        check_count("--references", self.references)
+        if not 0 < self.quantile < 1 or self.references < self.least_references:
+            raise ValueError(
+                f"--quantile is {self.quantile:g}, of --references {self.references}; it must lie "
+                "between 1 / (references + 1) and 1."
+            )
+        check_count("--probes", self.probes)
+
     def _check_lid(self, config: ModelConfig) -> None:
         for name in ("strength", "trust"):
             if not 0 <= getattr(self, name) < math.inf:
@@ -111,19 +147,27 @@ class SampleOptions:
                 f"--low is {self.low:g} and --high {self.high:g}; --low must be at least 0 and "
                 "below --high."
             )
-        check_count("--references", self.references)
-        if not 0 < self.quantile < 1 or self.references < self.least_references:
-            raise ValueError(
-                f"--quantile is {self.quantile:g}, of --references {self.references}; it must lie "
-                "between 1 / (references + 1) and 1."
-            )
-        if isinstance(self.probes, int):
-            check_count("--probes", self.probes)
         if not self.is_inside(self.sigmas(config), config).any():
             low, high = self.interval(config)
             raise ValueError(
                 f"--low {self.low:g} --high {self.high:g}: none of the {self.levels} noise levels "
                 f"is between {low:.3g} and {high:.3g}; raise --levels or widen the interval."
+            )
+
+    def _check_reject(self, config: ModelConfig) -> None:
+        if not 0 <= self.low < self.back_to:
+            raise ValueError(
+                f"--low is {self.low:g} and --back-to {self.back_to:g}; --low must be at least 0 "
+                "and below --back-to."
+            )
+        back, decide = self.places(config)
+        if not back < decide:
+            sigmas, spread = self.sigmas(config), _spread(config)
+            raise ValueError(
+                f"--low {self.low:g} --back-to {self.back_to:g}: the {self.levels} noise levels, "
+                f"from {sigmas[0] / spread:.3g} to {sigmas[-1] / spread:.3g} spreads of the data, "
+                "have none to decide at and a higher one to go back to; raise --levels or widen "
+                "the interval."
             )
 
     @property
@@ -139,23 +183,30 @@ class SampleOptions:
             )
         )
 
+    def places(self, config: ModelConfig) -> tuple[int, int]:
+        """The numbers of the levels to which rejection goes back, and at which it decides."""
+        sigmas, spread = self.sigmas(config), _spread(config)
+        back = int(np.sum(sigmas > self.back_to * spread))
+        return back, int(np.sum(sigmas >= self.low * spread)) - 1
+
     def interval(self, config: ModelConfig) -> tuple[float, float]:
-        """Between which noise levels LID guidance acts, in data units."""
-        spread = config.scale * config.sigma_data
-        return self.low * spread, self.high * spread
+        """Between which noise levels the dimension counts, in data units."""
+        if self.guidance == "reject":
+            level = float(self.sigmas(config)[self.places(config)[1]])
+            return level, level
+        return self.low * _spread(config), self.high * _spread(config)
 
     def is_inside(self, sigmas: np.ndarray, config: ModelConfig) -> np.ndarray:
-        """Whether it acts at a level."""
+        """Whether the dimension counts at a level."""
         low, high = np.asarray(self.interval(config), sigmas.dtype)
         return (low <= sigmas) & (sigmas <= high)
 
-    def trace(self, config: ModelConfig) -> linalg.Trace:
-        """How the trace is taken."""
-        if isinstance(self.probes, int):
-            return linalg.rademacher(self.probes)
-        if self.probes == "exact" or math.prod(config.shape) <= MAX_EXACT:
-            return linalg.exact()
-        return linalg.rademacher(NUM_PROBES)
+    def measure(self, config: ModelConfig, baseline: Any, *, key: Key) -> DenoisedLid:
+        """The dimension on the way, relative to that of a baseline if there is one."""
+        share = LOOK_AT if baseline is None else LOOK_AT_RELATIVE
+        # An array: another value is not another program.
+        level = jnp.asarray(share * _spread(config))
+        return DenoisedLid(level, key, baseline, num_samples=self.probes)
 
     def conditions(self, config: ModelConfig, num: int, *, seed: int) -> np.ndarray | None:
         """(num,) a label for each sample, or None."""
@@ -166,40 +217,50 @@ class SampleOptions:
             return np.random.default_rng(seed).integers(num_classes, size=num).astype(np.int32)
         return None
 
-    def lid_guided(self, model: Any, config: ModelConfig, target: Any, *, key: Key) -> LidGuided:
+    def lid_guided(
+        self, model: Any, config: ModelConfig, target: Any, measure: Measure
+    ) -> LidGuided:
         """The model under LID guidance, towards a target; None where it is only measured."""
-        # Arrays: another value is not another program.
-        low, high = map(jnp.asarray, self.interval(config))
-        return LidGuided(
-            model,
-            target,
-            jnp.asarray(self.strength),
-            jnp.asarray(self.trust),
-            low,
-            high,
-            key,
-            trace=self.trace(config),
-        )
+        numbers = (self.strength, self.trust, *self.interval(config))
+        return LidGuided(model, target, measure, *map(jnp.asarray, numbers), tangential=True)
 
     def cfg_guided(self, model: Any) -> Guided:
         """The model under classifier-free guidance, a condition yet to be bound."""
         return Guided(model, model, self.scale)
 
-    def evaluations(self, config: ModelConfig) -> dict[str, float]:
-        """Of the network, for one sample, with guidance, without, and for a reference run."""
-        sigmas, products = self.sigmas(config), 0.0
+    def evaluations(
+        self, config: ModelConfig, measure: Measure | None = None, *, tries: float = 1.0
+    ) -> dict[str, float]:
+        """Of networks, for one sample, with guidance, without, and for a reference run.
+
+        Args:
+            config: for the noise levels.
+            measure: by which samples are steered.
+            tries: of rejection, on average.
+        """
+        sigmas, each = self.sigmas(config), STEPS[self.step]().evaluations
         # Where the steps ask, and the end.
-        asked = [sigmas[:-1], *[sigmas[1:]] * (STEPS[self.step]().evaluations - 1), sigmas[-1:]]
+        asked = [sigmas[:-1], *[sigmas[1:]] * (each - 1), sigmas[-1:]]
         plain = float(sum(map(len, asked)))
         found = {"guided": plain, "unguided": plain}
         if self.guidance == "cfg":
             found["guided"] = 2 * plain
-        if self.guidance == "lid":
-            products = linalg.products_of(self.trace(config), math.prod(config.shape))
-            inside = int(self.is_inside(np.concatenate(asked), config).sum())
-            found["guided"] = plain + inside * (3 * (products + 1) + 1)
-            found["reference"] = plain + products * int(self.is_inside(sigmas, config).sum())
+        if measure is not None:
+            cost = measure.evaluations(math.prod(config.shape))
+            found["reference"] = plain + cost * int(self.is_inside(sigmas, config).sum())
+            if self.guidance == "lid":
+                inside = int(self.is_inside(np.concatenate(asked), config).sum())
+                found["guided"] = plain + inside * (3 * cost + 1)
+            else:
+                back, decide = self.places(config)
+                again = each * (decide - back) + 1 + cost
+                found["guided"] = plain + 1 + cost + (tries - 1) * again
         return found
+
+
+def _spread(config: ModelConfig) -> float:
+    """Of the data, in their units."""
+    return config.scale * config.sigma_data
 
 
 _DEFAULTS = SampleOptions()

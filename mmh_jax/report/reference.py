@@ -1,4 +1,4 @@
-"""What is usual for LID guidance, measured on reference runs of the sampler without it.
+"""What is usual for guidance by dimension, measured on reference runs of the sampler without it.
 
 The runs are drawn in blocks that can be continued.  Those that ended in a copy of the training data
 are left out, if these data are known.
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmh_jax import sample
-from mmh_jax.mitigation import LidGuided, Target, reference_target
+from mmh_jax.mitigation import LidGuided, Measure, Target, reference_target
 from mmh_jax.report.files import read_array, write_array
 from mmh_jax.report.guiding import STEPS, SampleOptions
 from mmh_jax.report.measure import BLOCK_SIZE, Progress
@@ -31,7 +31,7 @@ class Reference(NamedTuple):
 
     Attributes:
         samples: (R, *shape) their ends.
-        dimensions: (R, S) the dimension at each level, NaN where guidance does not act.
+        dimensions: (R, S) the dimension at each level, NaN where it does not count.
     """
 
     samples: np.ndarray
@@ -58,8 +58,8 @@ class Reference(NamedTuple):
             kept &= ~is_copy
         if kept.sum() < options.least_references:
             raise ValueError(
-                f"--guidance lid: only {kept.sum()} of {len(kept)} reference samples are finite "
-                f"and no copies; a quantile of {options.quantile:g} needs "
+                f"--guidance {options.guidance}: only {kept.sum()} of {len(kept)} reference "
+                f"samples are finite and no copies; a quantile of {options.quantile:g} needs "
                 f"{options.least_references}. Raise --references or --quantile, with --overwrite."
             )
         found = reference_target(sigmas[inside], dimensions[kept], quantile=options.quantile)
@@ -72,7 +72,7 @@ def draw_reference(
     options: SampleOptions,
     *,
     key: Key,
-    trace_key: Key,
+    measure: Measure,
     folder: Path,
     progress: Progress | None = None,
 ) -> Reference:
@@ -81,15 +81,15 @@ def draw_reference(
     Args:
         model: a denoiser; with a label in the options it takes conditions.
         config: for the shape of a point and the noise levels.
-        options: of the sampler, the interval and the trace.
+        options: of the sampler and the interval.
         key: draws the noise.
-        trace_key: of the probes, as for the guidance.
+        measure: the one that will guide.
         folder: where each finished block is kept; blocks found there are not drawn again.
         progress: called as `progress(done, total)`.
     """
     folder.mkdir(exist_ok=True)
     num, size, sigmas = options.references, math.prod(config.shape), options.sigmas(config)
-    measured = options.lid_guided(model, config, None, key=trace_key)
+    measured = options.lid_guided(model, config, None, measure)
     blocks, step = [], STEPS[options.step]()
     for number, start in enumerate(range(0, num, BLOCK_SIZE)):
         path = folder / f"{start:09d}.npy"
@@ -123,7 +123,9 @@ def _run(
     def dimension(x: Array, denoised: Array, sigma: Array) -> Array:
         inside = (jnp.asarray(bound.low) <= sigma) & (sigma <= jnp.asarray(bound.high))
         return jax.lax.cond(
-            inside, lambda: bound.dimension(x, sigma), lambda: jnp.full((), jnp.nan, x.dtype)
+            inside,
+            lambda: jnp.asarray(bound.measure(bound.inner, x, sigma), x.dtype),
+            lambda: jnp.full((), jnp.nan, x.dtype),
         )
 
     path = sample.solve_path(bound.inner, x, sigmas, step=step, key=key, record=dimension)

@@ -6,6 +6,7 @@ calibrated distance stands beside it.  A training point is extracted as often as
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +14,21 @@ import jax
 import numpy as np
 
 from mmh_jax import memorization, sample
+from mmh_jax.mitigation import Measure, Target, sample_selected
 from mmh_jax.report.files import read_array, replacing, write_array
 from mmh_jax.report.measure import BLOCK_SIZE, Progress
 from mmh_jax.train import ModelConfig
 from mmh_jax.typing import Estimate, Key
 
-__all__ = ["Judged", "calibrated_distance", "draw", "judge", "write_samples"]
+__all__ = [
+    "Drawn",
+    "Judged",
+    "calibrated_distance",
+    "draw",
+    "draw_selected",
+    "judge",
+    "write_samples",
+]
 
 
 class Judged(NamedTuple):
@@ -92,31 +102,112 @@ def draw(
         folder: where each finished block is kept; blocks found there are not drawn again.
         progress: called as `progress(done, num)`.
     """
+
+    def block(key: Key, rows: np.ndarray) -> np.ndarray:
+        drawn = sample.sample(
+            model,
+            BLOCK_SIZE,
+            key=key,
+            sigma_min=config.sigma_min,
+            sigma_max=config.sigma_max,
+            num_levels=num_levels,
+            shape=config.shape,
+            step=step,
+            conditions=None if conditions is None else conditions[rows],
+        )
+        return np.asarray(drawn)
+
+    return _in_blocks(block, num, key, folder, progress)
+
+
+class Drawn(NamedTuple):
+    """Samples that were accepted, or given up.
+
+    Attributes:
+        samples: (N, *shape).
+        accepted: (N,) whether the dimension was at or above the target at the last try.
+        tries: (N,) how many.
+    """
+
+    samples: np.ndarray
+    accepted: np.ndarray
+    tries: np.ndarray
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """For a table, one row for each sample."""
+        return {"accepted": self.accepted.astype(int), "tries": self.tries}
+
+
+def draw_selected(
+    model: Any,
+    config: ModelConfig,
+    num: int,
+    *,
+    key: Key,
+    sigmas: np.ndarray,
+    places: tuple[int, int],
+    measure: Measure,
+    target: Target,
+    max_tries: int,
+    step: sample.Step,
+    conditions: np.ndarray | None = None,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Drawn:
+    """Samples of a model, begun again where their dimension is low, by `sample_selected`.
+
+    Args:
+        model, config, num, key, conditions, step, folder, progress: as for `draw`.
+        sigmas: (S,) the noise levels.
+        places: the numbers of those to go back to, and to decide at.
+        measure, target, max_tries: as for `mitigation.sample_selected`.
+    """
+    back, decide = (float(sigmas[place]) for place in places)
+
+    def block(key: Key, rows: np.ndarray) -> np.ndarray:
+        found = sample_selected(
+            model,
+            BLOCK_SIZE,
+            key=key,
+            sigmas=sigmas,
+            measure=measure,
+            target=target,
+            decide_at=decide,
+            back_to=back,
+            step=step,
+            max_tries=max_tries,
+            shape=config.shape,
+            conditions=None if conditions is None else conditions[rows],
+        )
+        flat = np.reshape(found.samples, (BLOCK_SIZE, -1))
+        return np.column_stack([flat, found.accepted, found.tries]).astype(flat.dtype)
+
+    rows = _in_blocks(block, num, key, folder, progress)
+    samples = rows[:, :-2].reshape(num, *config.shape)
+    return Drawn(samples, rows[:, -2].astype(bool), rows[:, -1].astype(int))
+
+
+def _in_blocks(
+    block: Callable[[Key, np.ndarray], np.ndarray],
+    num: int,
+    key: Key,
+    folder: Path | None,
+    progress: Progress | None,
+) -> np.ndarray:
+    """`block(key, rows)` for all rows, (num, ...); what is in the folder is not drawn again."""
     if folder is not None:
         folder.mkdir(exist_ok=True)
     blocks = []
     for number, start in enumerate(range(0, num, BLOCK_SIZE)):
         path = None if folder is None else folder / f"{start:09d}.npy"
-        block = None if path is None else read_array(path)
-        if block is None:
+        found = None if path is None else read_array(path)
+        if found is None:
             # A whole block always: one program, and the same numbers whatever `num` is.
             rows = np.minimum(np.arange(start, start + BLOCK_SIZE), num - 1)
-            block = np.asarray(
-                sample.sample(
-                    model,
-                    BLOCK_SIZE,
-                    key=jax.random.fold_in(key, number),
-                    sigma_min=config.sigma_min,
-                    sigma_max=config.sigma_max,
-                    num_levels=num_levels,
-                    shape=config.shape,
-                    step=step,
-                    conditions=None if conditions is None else conditions[rows],
-                )
-            )
+            found = block(jax.random.fold_in(key, number), rows)
             if path is not None:
-                write_array(path, block)
-        blocks.append(block)
+                write_array(path, found)
+        blocks.append(found)
         if progress is not None:
             progress(min(start + BLOCK_SIZE, num), num)
     return np.concatenate(blocks)[:num]

@@ -1,6 +1,6 @@
 r"""Samples of a saved model, guided or not, each with its dimension and what it copies.
 
-    model -> reference      for LID guidance: runs without, on which usual dimensions are measured
+    model -> reference      for guidance by dimension: runs without, to see what is usual
           -> samples        in blocks
           -> copies, LID_*  of the nearest training point, if the training data are known
           -> LID_theta      of the model without guidance, as in an audit
@@ -11,7 +11,6 @@ Partial results are kept in `out/.work`, so that a run which is killed continues
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +20,10 @@ import numpy as np
 
 from mmh_jax import memorization, train
 from mmh_jax.data import sources
+from mmh_jax.mitigation import DenoisedLid, Target
 from mmh_jax.report import measure, output, samples
 from mmh_jax.report.files import hash_of, replacing, write_csv, write_json
-from mmh_jax.report.guiding import STEPS, SampleOptions
+from mmh_jax.report.guiding import MAX_TRIES, STEPS, SampleOptions
 from mmh_jax.report.model import load_model
 from mmh_jax.report.neighbors import check_neighbors, lid_star
 from mmh_jax.report.reference import draw_reference
@@ -51,6 +51,7 @@ def sample_model(
     options: SampleOptions | None = None,
     num: int = 64,
     data: str | Path | None = None,
+    baseline: str | Path | None = None,
     sigma: float | None = None,
     num_neighbors: int = 20,
     overwrite: bool = False,
@@ -70,6 +71,8 @@ def sample_model(
         num: how many samples.
         data: the training data, as `data.sources.load` reads them; None for those that the model
             names, if they are there and the same.
+        baseline: the folder of a model of the same data that has not memorized, to which the
+            dimensions that guide are relative.
         sigma: the noise level of LID_theta, in data units; None for each sample's own plateau.
         num_neighbors: for LID_*.
         overwrite: whether samples in the folder may be replaced.
@@ -79,8 +82,9 @@ def sample_model(
     Returns:
         The content of `summary.json`.
 
-    Cost: `options.evaluations(config)` for each sample and each reference run; for LID_theta D JVPs
-    and a D x D eigenproblem for each sample and level, and without `sigma` those of an audit.
+    Cost: `options.evaluations(config, measure)` for each sample and each reference run; for
+    LID_theta D JVPs and a D x D eigenproblem for each sample and level, and without `sigma` those
+    of an audit.
 
     Raises:
         ValueError, OSError, ImportError: for what cannot be used or written; before any work, but
@@ -97,6 +101,7 @@ def sample_model(
     config = train.load_config(model)
     options.check(config)
     denoiser, config = load_model(model, config.shape)
+    other = _baseline(baseline, config, options)
     training = _training(data, config)
     if training is not None:
         check_neighbors(training.name, len(training.points), num_neighbors)
@@ -105,14 +110,15 @@ def sample_model(
     settings = {
         "model": hash_of(Path(model) / "params.safetensors"),
         "data": None if training is None else hash_of(training.points),
+        "baseline": None if baseline is None else hash_of(Path(baseline) / "params.safetensors"),
         "num": num,
         "sigma": sigma,
         "num_neighbors": num_neighbors,
         "seed": seed,
     }
-    settings |= dataclasses.asdict(options)
+    settings |= options.settings()
     work = output.claim(out, output.SAMPLING, settings, overwrite=overwrite)
-    run = _Run(denoiser, config, options, training, settings, out, work, Stages(progress))
+    run = _Run(denoiser, other, config, options, training, settings, out, work, Stages(progress))
     columns, levels, found = run.all_stages()
     summary = {"format": output.SAMPLING.format} | summary_of(
         columns,
@@ -125,6 +131,29 @@ def sample_model(
     write_json(out / "summary.json", summary)
     shutil.rmtree(work, ignore_errors=True)
     return summary
+
+
+def _baseline(
+    folder: str | Path | None, config: train.ModelConfig, options: SampleOptions
+) -> Any | None:
+    """The model to compare with, if one is given and there is use for it."""
+    if folder is None:
+        return None
+    if not options.has_target:
+        raise ValueError(
+            f"--baseline is of --guidance lid or reject, and this is --guidance "
+            f"{options.guidance}; leave it out."
+        )
+    there = train.load_config(folder)
+    if there.shape != config.shape:
+        raise ValueError(
+            f"--baseline {folder} takes points of shape {there.shape}, and the model those of "
+            f"shape {config.shape}."
+        )
+    known, asked = (each.network_options.get("num_classes") for each in (there, config))
+    if options.label is not None and known != asked:
+        raise ValueError(f"--baseline {folder}: its labels are not those of the model.")
+    return load_model(folder, config.shape)[0]
 
 
 def _training(data: str | Path | None, config: train.ModelConfig) -> sources.Source | None:
@@ -160,6 +189,7 @@ class _Run(NamedTuple):
     """One call, after all checks."""
 
     model: Any
+    baseline: Any | None
     config: train.ModelConfig
     options: SampleOptions
     training: sources.Source | None
@@ -170,22 +200,31 @@ class _Run(NamedTuple):
 
     def all_stages(self) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
         """Write all but the summary; return the columns, noise levels and other findings."""
-        denoiser, reference = self.guided()
+        target, reference = self.target() if self.options.has_target else (None, None)
         labels = self.options.conditions(
             self.config, self.settings["num"], seed=self.settings["seed"]
         )
+        selected = None
         with self.stages("samples") as report:
-            drawn = samples.draw(
-                denoiser, self.config, self.settings["num"], key=self.keys[0], conditions=labels,
-                num_levels=self.options.levels, step=STEPS[self.options.step](),
-                folder=self.work / "samples", progress=report,
-            )  # fmt: skip
+            shared = {
+                "key": self.keys[0], "conditions": labels, "step": STEPS[self.options.step](),
+                "folder": self.work / "samples", "progress": report,
+            }  # fmt: skip
+            if target is not None and self.options.guidance == "reject":
+                selected = self.select(target, shared)
+                drawn = selected.samples
+            else:
+                drawn = samples.draw(
+                    self.guided(target), self.config, self.settings["num"],
+                    num_levels=self.options.levels, **shared,
+                )  # fmt: skip
         judged = self.judge(drawn)
         more = {"seed": np.asarray(self.settings["seed"])}
         more |= {} if labels is None else {"label": labels}
         samples.write_samples(self.out / "samples.npz", drawn, judged, **more)
         levels, chosen = self.lid_theta(drawn)
         columns = self.columns(labels, chosen, judged)
+        columns |= {} if selected is None else selected.columns()
         write_csv(self.out / "samples.csv", columns)
         if kind := _figure_kind(self.config.shape, self.training):
             with self.stages("figure"):
@@ -193,7 +232,8 @@ class _Run(NamedTuple):
         found = {
             "data": self.about_data(),
             "reference": reference,
-            "evaluations": self.options.evaluations(self.config),
+            "evaluations": self.evaluations(selected),
+            "selection": None if selected is None else _summary_of_selection(selected),
             "samples": _summary_of(drawn, judged),
             "diagnostics": measure.diagnostics(chosen, self.model, drawn[0].size),
         }
@@ -201,36 +241,57 @@ class _Run(NamedTuple):
 
     @property
     def keys(self) -> Key:
-        """Of the samples, of the reference runs, and of the probes."""
+        """Of the samples, of the reference runs, and of the measure."""
         return jax.random.split(jax.random.key(self.settings["seed"]), 3)
 
-    def guided(self) -> tuple[Any, dict[str, Any] | None]:
-        """The denoiser to sample with, and what the reference runs say."""
-        if self.options.guidance == "cfg":
-            return self.options.cfg_guided(self.model), None
-        if self.options.guidance != "lid":
-            return self.model, None
-        _, key, trace_key = self.keys
+    @property
+    def measure(self) -> DenoisedLid:
+        """The dimension on the way."""
+        return self.options.measure(self.config, self.baseline, key=self.keys[2])
+
+    def target(self) -> tuple[Target, dict[str, Any]]:
+        """What is usual, and what the reference runs say."""
         with self.stages("reference") as report:
             runs = draw_reference(
-                self.model, self.config, self.options, key=key, trace_key=trace_key,
+                self.model, self.config, self.options, key=self.keys[1], measure=self.measure,
                 folder=self.work / "reference", progress=report,
             )  # fmt: skip
         judged = self.judge(runs.samples)
         is_copy = None if judged is None else judged.memorized
         target, kept = runs.target(self.options, self.config, is_copy)
         rule = "finite, and no copy of the training data"
-        about = {
+        return target, {
             "num": self.options.references,
             "kept": kept,
             "copies": None if is_copy is None else int(is_copy.sum()),
             "rule": rule if judged else "finite; no training data are known, copies are among them",
-            "trace": str(self.options.trace(self.config)),
+            "measured_at": float(np.asarray(self.measure.sigma)),
+            "is_relative": self.baseline is not None,
             "sigmas": np.asarray(target.sigmas).tolist(),
             "target": np.asarray(target.values).tolist(),
         }
-        guided = self.options.lid_guided(self.model, self.config, target, key=trace_key)
-        return guided, about
+
+    def guided(self, target: Target | None) -> Any:
+        """The denoiser to sample with."""
+        if self.options.guidance == "cfg":
+            return self.options.cfg_guided(self.model)
+        if target is None:
+            return self.model
+        return self.options.lid_guided(self.model, self.config, target, self.measure)
+
+    def select(self, target: Target, shared: dict[str, Any]) -> samples.Drawn:
+        """Samples by rejection."""
+        return samples.draw_selected(
+            self.model, self.config, self.settings["num"], sigmas=self.options.sigmas(self.config),
+            places=self.options.places(self.config), measure=self.measure, target=target,
+            max_tries=MAX_TRIES, **shared,
+        )  # fmt: skip
+
+    def evaluations(self, selected: samples.Drawn | None) -> dict[str, float]:
+        """Of networks, for one sample."""
+        measure = self.measure if self.options.has_target else None
+        tries = 1.0 if selected is None else float(selected.tries.mean())
+        return self.options.evaluations(self.config, measure, tries=tries)
 
     def judge(self, drawn: np.ndarray) -> samples.Judged | None:
         """What the samples copy, if that can be said."""
@@ -303,6 +364,12 @@ class _Run(NamedTuple):
             figure = plotting.image_grid(shown, labels=texts[:MAX_PICTURES], title=title)
         with replacing(self.out / "grid.png") as partial:
             figure.savefig(partial, format="png")
+
+
+def _summary_of_selection(selected: samples.Drawn) -> dict[str, float]:
+    """How many were accepted, and after how many tries."""
+    accepted, tries = float(selected.accepted.mean()), float(selected.tries.mean())
+    return {"accepted": accepted, "mean_tries": tries}
 
 
 def _summary_of(drawn: np.ndarray, judged: samples.Judged | None) -> dict[str, Any]:
