@@ -133,6 +133,7 @@ def test_what_is_written_is_what_the_library_gives(trained, here, capsys):
     assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_by_default_each_sample_is_measured_at_its_own_plateau(trained, here, capsys):
     command = ["sample", "--model", str(trained / "model"), "--out", "out", "--num", "9"]
     assert main(command) == 0
@@ -144,6 +145,7 @@ def test_by_default_each_sample_is_measured_at_its_own_plateau(trained, here, ca
     assert np.abs(apart - 1).min(axis=1).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_data_that_have_changed_are_not_the_training_data(trained, here, capsys):
     np.save("circle.npy", CIRCLE + 1)
     config = json.loads((trained / "model" / "config.json").read_text())

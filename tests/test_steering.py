@@ -595,3 +595,15 @@ def test_particles_say_what_is_wrong():
             particles(gaussian, starts, levels, tilt, key=jax.random.key(0), **wrong)
     with pytest.raises(TypeError, match="key"):
         particles(gaussian, starts, SHORT, tilt, key=None)
+
+
+def test_guidance_is_finite_where_the_model_gives_back_one_point():
+    # All draws of noise come back to the same point: the loss is a rounding error, or 0.
+    law = analytic.von_mises_with_atom(0.0, 2.0, 0.3)
+    measure = DenoisedLid(0.1, jax.random.key(0), num_samples=8)
+    usual = Target(jnp.array([0.05, 5.0]), jnp.array([0.0, 0.0]))
+    guided = LidGuided(law, usual, measure, strength=100.0, trust=3.0)
+    x = jnp.array([[0.0, 0.0], [1e-3, 0.0], [1e-2, 1e-2], [0.05, 0.0], [0.1, 0.05]])
+    levels = jnp.array([0.02, 0.05, 0.1, 0.15, 0.2, 0.3])
+    every = jax.vmap(jax.vmap(guided, in_axes=(0, None)), in_axes=(None, 0))
+    assert jnp.all(jnp.isfinite(every(x, levels)))

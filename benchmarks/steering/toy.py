@@ -7,8 +7,9 @@
 
 The measure is the dimension of the denoised point at .1 (`DenoisedLid`, 8 draws).  Samples are
 plain, guided (`LidGuided`, between .1 and 1.5), or rejected (`sample_selected`, at noise level .1,
-begun anew), the target that which one in ten of the runs is below that do not end at the points in
-question.  By the trace at the state nothing is gained here: from where the centre could still be
+begun anew).  The target of guidance is that which one in ten of the runs is below that do not end
+at the points in question; of rejection one in a hundred, for by then the two kinds are far apart,
+and what is refused without need changes the law of the rest.  By the trace at the state nothing is gained here: from where the centre could still be
 left it sees the whole circle, and more dimensions than from a point of the circle.
 
 The rest: whether the samples elsewhere are still of the law of the plain ones, by the energy
@@ -34,7 +35,7 @@ from steering.frontier import measured_runs, runs
 
 ATOM_WEIGHT, KAPPA, NEAR = 0.3, 2.0, 0.1
 DECIDE_AT, LOW, HIGH, TRUST = 0.1, 0.1, 1.5, 3.0
-QUANTILE, SIGNIFICANT = 0.1, 0.01
+QUANTILE, OF_REJECTION, SIGNIFICANT = 0.1, 0.01, 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +117,10 @@ def drawn(of: Toy, sizes: Sizes, key: Key) -> dict[str, np.ndarray]:
         of.model, target, measure, jnp.float32(100.0), jnp.float32(TRUST), jnp.float32(LOW),
         jnp.float32(HIGH),
     )  # fmt: skip
+    least = mitigation.reference_target(levels, dims["dimension"][is_new], quantile=OF_REJECTION)
     rejected = mitigation.sample_selected(
         of.model, sizes.num_samples, key=reject_key, sigmas=levels, measure=measure,
-        target=target, decide_at=DECIDE_AT, shape=(2,), max_tries=20,
+        target=least, decide_at=DECIDE_AT, shape=(2,), max_tries=20,
     )  # fmt: skip
     starts = noise(start_key)
     return {

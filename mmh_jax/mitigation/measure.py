@@ -124,8 +124,9 @@ class DenoisedLid:
         loss = lid.denoising_loss(
             denoiser, y, self.sigma, key=self.key, num_samples=self.num_samples, ratio=None
         )
-        # A model that gives back exactly what it is given: -inf has no derivative.
-        return jnp.log(jnp.maximum(loss.value, jnp.finfo(y.dtype).tiny))
+        # A model that gives back one point whatever it is given: -inf has no derivative, and that
+        # of the logarithm of a rounding error is huge.
+        return jnp.log(jnp.maximum(loss.value, jnp.finfo(y.dtype).eps ** 2))
 
     def condition(self, cond: Any) -> DenoisedLid:
         """With the condition bound in the baseline, too."""
