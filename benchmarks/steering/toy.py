@@ -9,8 +9,9 @@ The measure is the dimension of the denoised point at .1 (`DenoisedLid`, 8 draws
 plain, guided (`LidGuided`, between .1 and 1.5), or rejected (`sample_selected`, at noise level .1,
 begun anew).  The target of guidance is that which one in ten of the runs is below that do not end
 at the points in question; of rejection one in a hundred, for by then the two kinds are far apart,
-and what is refused without need changes the law of the rest.  By the trace at the state nothing is gained here: from where the centre could still be
-left it sees the whole circle, and more dimensions than from a point of the circle.
+and what is refused without need changes the law of the rest.  By the trace at the state nothing is
+gained here: from where the centre could still be left it sees the whole circle, and more
+dimensions than from a point of the circle.
 
 The rest: whether the samples elsewhere are still of the law of the plain ones, by the energy
 distance of two independent sets and permutations; of the exact law, beside its own draws.
