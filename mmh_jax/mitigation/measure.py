@@ -93,7 +93,9 @@ class DenoisedLid:
         num_samples: K draws of noise.
 
     Cost: 1 + K evaluations, and K of the baseline.  Bias: of the dimension, as `denoising_loss`
-    without extrapolation, larger the larger s is; the ratio has it above and below.
+    without extrapolation, larger the larger s is; the ratio has it above and below.  As all points
+    have the same K draws, the value depends on the direction of the tangent space: in two or three
+    coordinates take many draws, or a whole arc of a circle looks low.
 
     >>> line = lambda x, sigma: x * jnp.array([1.0, 0.0, 0.0])
     >>> measure = DenoisedLid(0.1, jax.random.key(0), num_samples=4096)
