@@ -300,7 +300,7 @@ def test_samples_that_are_not_finite_stop_nothing(here, capsys, monkeypatch):
     assert summary_of()["samples"]["not_finite"] == 1
 
 
-@pytest.mark.parametrize("guidance", ["lid", "reject"])
+@pytest.mark.parametrize("guidance", ["lid", pytest.param("reject", marks=pytest.mark.slow)])
 def test_an_interrupted_call_continues_to_the_same_samples(here, capsys, monkeypatch, guidance):
     for module in (samples, reference):
         monkeypatch.setattr(module, "BLOCK_SIZE", 8)

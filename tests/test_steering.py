@@ -203,12 +203,19 @@ def is_on_atom(points):
     return np.linalg.norm(points - ATOM, axis=1) < 0.5
 
 
+# The second is like the first, and slower.
+STEPS = [
+    pytest.param(sample.heun(), id="heun"),
+    pytest.param(sample.ancestral(), id="ancestral", marks=pytest.mark.slow),
+]
+
+
 def places(back_to=np.inf, decide_at=0.1):
     levels = np.asarray(LEVELS)
     return int(np.argmax(levels <= back_to)), int(np.sum(levels >= decide_at)) - 1
 
 
-@pytest.mark.parametrize("step", [sample.heun(), sample.ancestral()], ids=["heun", "ancestral"])
+@pytest.mark.parametrize("step", STEPS)
 def test_what_is_accepted_has_the_law_of_the_rest(step):
     found = select(max_tries=30, step=step)
     assert found.accepted.all()
@@ -337,7 +344,7 @@ def test_each_row_has_its_own_condition(chunk_size):
     np.testing.assert_array_equal(found.tries, np.where(where >= 0, 1, 3))
 
 
-@pytest.mark.parametrize("step", [sample.heun(), sample.ancestral()], ids=["heun", "ancestral"])
+@pytest.mark.parametrize("step", STEPS)
 def test_the_size_of_chunks_changes_nothing(step):
     one, other = (select(20, step=step, chunk_size=size) for size in (3, 1000))
     np.testing.assert_allclose(one.samples, other.samples, atol=1e-4)
