@@ -30,6 +30,7 @@ from flax import struct
 from mmh_jax import lid, linalg
 from mmh_jax.memorization import score_norm
 from mmh_jax.memorization.conditional import norm
+from mmh_jax.mitigation.measure import JacobianTrace
 from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_key, check_point, is_traced
 
 __all__ = [
@@ -80,8 +81,7 @@ class _MinusFlipd:
             return -lid.flipd(conditional, x, sigma, trace=self.trace, key=self.key).value
         # Not the value less the residual: off the manifold that would be rounding.
         x, sigma = check_point("flipd_criterion", conditional, x, sigma)
-        _, matvec = jax.linearize(lambda point: conditional(point, sigma), x)
-        return -self.trace(matvec, x, key=self.key).value
+        return -JacobianTrace(self.key, trace=self.trace)(conditional, x, sigma)
 
 
 def flipd_criterion(

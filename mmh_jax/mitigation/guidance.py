@@ -117,9 +117,9 @@ class LidGuided:
 
     Cost: with one noise level for all points at once, as in `sample.solve`, 1 evaluation outside
     the interval; under a `vmap` over levels both branches are computed.  In it, with a measure of K
-    evaluations, about 3 K + 2: the gradient is a reverse pass over it.  To act at every m-th level
-    costs less: give the interval of one level to each, or a `Target` that is low at the others.
-    Bias: noise in the measure makes it act above the target, too.
+    evaluations, about 3 K + 2: the gradient is a reverse pass over it, and above the target, too;
+    `sample_selected(again=)` pays for it only at samples that need it.  Bias: noise in the measure
+    makes it act above the target, too.
 
     >>> narrow = lambda x, sigma: x / (1 + sigma**2) * jnp.where(jnp.sum(x**2) > 1, 1.0, 0.1)
     >>> usual = Target(jnp.array([0.1, 1.0]), jnp.array([0.0, 0.0]))
