@@ -72,11 +72,46 @@ def test_the_denoised_lid_is_the_closed_form_of_the_loss(x64):
     assert again != DenoisedLid(level, jax.random.key(1), num_samples=3)(law, x, sigma)
 
 
-def test_a_model_that_changes_nothing_has_a_derivative():
+@pytest.mark.parametrize("with_baseline", [False, True])
+def test_with_the_spread_it_is_half_of_each_logarithm(x64, with_baseline):
+    law, key, level = plane([0.5, 2.0]), jax.random.key(0), 0.3
+    x, sigma = jnp.asarray(np.random.default_rng(1).normal(size=5)), 0.8
+    y = law(x, sigma)
+    wider = analytic.LinearGaussian(law.mean, law.basis, 2 * law.scales)
+
+    def expected(of, num):
+        draws = {"key": key, "num_samples": num}
+        parts = (
+            lid.denoising_loss(of, y, level, ratio=None, **draws),
+            lid.denoised_spread(of, y, level, **draws),
+        )
+        return sum(jnp.log(part.value) for part in parts) / 2
+
+    for num in (2, 40):  # in one chunk, and in two
+        measure = DenoisedLid(
+            level, key, wider if with_baseline else None, num_samples=num, spread=True
+        )
+        other = expected(wider, num) if with_baseline else 0
+        found = measure(law, x, sigma)
+        np.testing.assert_allclose(found, expected(law, num) - other, rtol=1e-9)
+    # The closed form of both, by many draws.
+    variances = np.asarray(law.scales) ** 2
+    spread = np.sum((variances / (variances + level**2)) ** 2)
+    loss, variance = loss_in_closed_form(law, y, level)
+    num = 20_000
+    many = DenoisedLid(level, key, num_samples=num, spread=True)(law, x, sigma)
+    error = 4 * np.sqrt(variance / num) / min(loss, spread)
+    assert abs(many - (np.log(loss) + np.log(spread)) / 2) < error
+    with pytest.raises(ValueError, match="num_samples"):
+        DenoisedLid(level, key, num_samples=1, spread=True)(law, x, sigma)
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_a_model_that_changes_nothing_has_a_derivative(spread):
     def unmoved(x, sigma):
         return x * 0
 
-    measure = DenoisedLid(0.3, jax.random.key(0))
+    measure = DenoisedLid(0.3, jax.random.key(0), spread=spread)
     value, slope = jax.value_and_grad(lambda x: measure(unmoved, x, 0.5))(jnp.ones(2))
     assert jnp.isfinite(value)
     assert jnp.all(jnp.isfinite(slope))
@@ -107,8 +142,8 @@ def test_a_condition_is_bound_in_model_and_baseline(x64):
     assert JacobianTrace().condition(0.5) == JacobianTrace()
 
 
-@pytest.mark.parametrize("num", [1, 5])
-def test_evaluations_are_those_that_happen(num):
+@pytest.mark.parametrize(("num", "spread"), [(1, False), (5, False), (5, True)])
+def test_evaluations_are_those_that_happen(num, spread):
     asked = []
 
     def counting(name):
@@ -120,7 +155,7 @@ def test_evaluations_are_those_that_happen(num):
 
     for baseline, expected in ((None, 1 + num), (counting("baseline"), 1 + 2 * num)):
         asked.clear()
-        measure = DenoisedLid(0.3, jax.random.key(0), baseline, num_samples=num)
+        measure = DenoisedLid(0.3, jax.random.key(0), baseline, num_samples=num, spread=spread)
         measure(counting("model"), jnp.ones(3), 1.0).block_until_ready()
         jax.effects_barrier()
         assert len(asked) == measure.evaluations(3) == expected

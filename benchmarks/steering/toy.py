@@ -5,10 +5,10 @@
 *trained*  the toy of the memorization ladder: 100 points of the circle, of which one is alone and
            is made a point of its own by the network (OD-Mem), and 25 copies of the centre.
 
-The measure is the dimension of the denoised point at .1 (`DenoisedLid`, 64 draws: with 8, in the
-plane, it depends on the direction of the tangent, and a whole arc is refused).  Samples are plain,
-guided (`LidGuided`, between .1 and 1.5), or rejected (`sample_selected`, at noise level .1, begun
-anew).  The target of guidance is that which one in ten of the runs is below that do not end at the
+The measure is the dimension of the denoised point at .1 (`DenoisedLid`).  Samples are plain, guided
+(`LidGuided`, between .1 and 1.5, by 16 draws), or rejected (`sample_selected`, at noise level .1,
+begun anew, by 64 draws: with 8, in the plane, it depends on the direction of the tangent, and a
+whole arc is refused).  The target of guidance is that which one in ten of the runs is below that do not end at the
 points in question; of rejection one in a hundred, for by then the two kinds are far apart, and what
 is refused without need changes the law of the rest.  By the trace at the state nothing is gained
 here: from where the centre could still be left it sees the whole circle, and more dimensions than
@@ -37,7 +37,9 @@ from steering.frontier import measured_runs, runs
 
 ATOM_WEIGHT, KAPPA, NEAR = 0.3, 2.0, 0.1
 DECIDE_AT, LOW, HIGH, TRUST = 0.1, 0.1, 1.5, 3.0
-QUANTILE, OF_REJECTION, SIGNIFICANT = 0.1, 0.01, 0.01
+QUANTILES = {"guided": 0.1, "rejected": 0.01}
+NUM_DRAWS = {"guided": 16, "rejected": 64}
+SIGNIFICANT = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,22 +109,27 @@ def drawn(of: Toy, sizes: Sizes, key: Key) -> dict[str, np.ndarray]:
     """Samples of each method, and a second set of plain ones."""
     levels = sample.karras_levels(40, sigma_min=0.02, sigma_max=5.0)
     start_key, other_key, reject_key, measure_key = jax.random.split(key, 4)
-    measure = mitigation.DenoisedLid(DECIDE_AT, measure_key, num_samples=64)
+    measures = {
+        name: mitigation.DenoisedLid(DECIDE_AT, measure_key, num_samples=num)
+        for name, num in NUM_DRAWS.items()
+    }
 
     def noise(key: Key) -> np.ndarray:
         return np.asarray(levels[0] * jax.random.normal(key, (sizes.num_samples, 2)))
 
-    other, dims = measured_runs(of.model, noise(other_key), levels, {"dimension": measure})
+    other, dims = measured_runs(of.model, noise(other_key), levels, measures)
     is_new = ~np.any([near(other, place) for place in of.places.values()], axis=0)
-    target = mitigation.reference_target(levels, dims["dimension"][is_new], quantile=QUANTILE)
+    targets = {
+        name: mitigation.reference_target(levels, dims[name][is_new], quantile=quantile)
+        for name, quantile in QUANTILES.items()
+    }
     guided = mitigation.LidGuided(
-        of.model, target, measure, jnp.float32(100.0), jnp.float32(TRUST), jnp.float32(LOW),
-        jnp.float32(HIGH),
+        of.model, targets["guided"], measures["guided"], jnp.float32(100.0), jnp.float32(TRUST),
+        jnp.float32(LOW), jnp.float32(HIGH),
     )  # fmt: skip
-    least = mitigation.reference_target(levels, dims["dimension"][is_new], quantile=OF_REJECTION)
     rejected = mitigation.sample_selected(
-        of.model, sizes.num_samples, key=reject_key, sigmas=levels, measure=measure,
-        target=least, decide_at=DECIDE_AT, shape=(2,), max_tries=20,
+        of.model, sizes.num_samples, key=reject_key, sigmas=levels, measure=measures["rejected"],
+        target=targets["rejected"], decide_at=DECIDE_AT, shape=(2,), max_tries=20,
     )  # fmt: skip
     starts = noise(start_key)
     return {
