@@ -20,7 +20,14 @@ from mmh_jax.evaluation import LossCurve, loss_gap
 from mmh_jax.memorization import Label
 from mmh_jax.typing import Estimate
 
-__all__ = ["dimension_figure", "image_grid", "loss_figure", "onset_figure", "plane_figure"]
+__all__ = [
+    "dimension_figure",
+    "frontier_figure",
+    "image_grid",
+    "loss_figure",
+    "onset_figure",
+    "plane_figure",
+]
 
 _STYLE: Any = {
     "font.size": 9.0,
@@ -336,6 +343,33 @@ def loss_figure(trained: LossCurve, held_out: LossCurve, *, title: str = "") -> 
 
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def frontier_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Copies against quality and cost, a line for each way and a point for each strength.
+
+    Args:
+        rows: of `report.mitigate_model`: each with `way`, `strength`, `share` with `share_low` and
+            `share_high`, `frechet`, `recall` and `evaluations`; what is None is not drawn.
+    """
+    panels = (("frechet", "Fréchet distance"), ("recall", "recall"),
+              ("evaluations", "evaluations for a sample"))  # fmt: skip
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 3.0), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, (field, name) in zip(figure.subplots(1, 3), panels, strict=True):
+            for color, way in zip(["0.3", "0.6", *OKABE_ITO * len(ways)], ways, strict=False):
+                own = [row for row in rows if row["way"] == way and row[field] is not None]
+                x, y = [[row[key] for row in own] for key in ("share", field)]
+                ends = [[row["share"] - row["share_low"] for row in own],
+                        [row["share_high"] - row["share"] for row in own]]  # fmt: skip
+                axes.errorbar(x, y, xerr=ends, color=color, label=way, marker="o", markersize=4,
+                              linewidth=1.2, elinewidth=0.5, alpha=0.9)  # fmt: skip
+            axes.set(xlabel="share of copies", ylabel=name)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(ways), frameon=False)
+    return figure
 
 
 def onset_figure(rows: Sequence[Mapping[str, Any]], *, level: int = 0, title: str = "") -> Figure:

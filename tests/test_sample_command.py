@@ -17,7 +17,15 @@ from mmh_jax import analytic, lid, sample, train
 from mmh_jax import memorization as mem
 from mmh_jax.cli import main
 from mmh_jax.mitigation import DenoisedLid, LidGuided, Target, sample_selected
-from mmh_jax.report import SampleOptions, guiding, reference, samples, sampling
+from mmh_jax.report import (
+    SampleOptions,
+    drawing,
+    guiding,
+    mitigate,
+    reference,
+    samples,
+    sampling,
+)
 from mmh_jax.typing import Estimate
 
 FILES = {"samples.npz", "samples.csv", "grid.png", "summary.json"}
@@ -236,7 +244,8 @@ def classes(here, monkeypatch):
     """The model is `Classes`."""
     config = train.ModelConfig("UNet", {"num_classes": 3}, (2,), 10.0, 1.0, 0.01, 100.0)
     monkeypatch.setattr(sampling.train, "load_config", lambda folder: config)
-    monkeypatch.setattr(sampling, "load_model", lambda folder, shape: (Classes(), config))
+    for module in (sampling, drawing, mitigate):
+        monkeypatch.setattr(module, "load_model", lambda folder, shape: (Classes(), config))
 
 
 def test_classifier_free_guidance_draws_each_label_where_it_is(classes, capsys):
@@ -259,6 +268,20 @@ def test_classifier_free_guidance_draws_each_label_where_it_is(classes, capsys):
     assert "label" not in rows_of("none/samples.csv")[0]
     assert draw("--num", "40", "--levels", "32", "--label", "1", out="one") == 0
     np.testing.assert_allclose(samples_of("one")[:, 0], 10, atol=1)
+
+
+def test_guidance_that_begins_late_comes_too_late(classes, capsys):
+    more = ["--guidance", "cfg", "--num", "40", "--levels", "32", "--label", "2"]
+    # At a tenth of a spread of 10 a centre has been chosen; at four spreads none has.
+    for begin, near in (("4", 1.0), ("0.1", 0.6)):
+        assert draw(*more, "--begin", begin, out=begin) == 0
+        share = np.mean(np.abs(samples_of(begin)[:, 0] - 20) < 1)
+        assert share == 1 if near == 1 else share < near
+    assert summary_of("4")["settings"]["begin"] == 4
+    assert draw("--begin", "1") == 2
+    assert "--begin is of --guidance cfg" in capsys.readouterr().err
+    assert draw(*more, "--begin", "0", out="never") == 2
+    assert "--begin is 0; it must be positive" in capsys.readouterr().err
 
 
 def test_labels_are_refused_where_the_model_does_not_know_them(classes, capsys):

@@ -12,11 +12,11 @@ below what that share of the runs have that end in no copy (1,000 runs with nois
     particles           of 50, an ancestral sampler
 
 by the dimension of the denoised point (`DenoisedLid`, 4 draws at .3 spreads), or in relation to the
-model's own early checkpoint ("ratio", at .5 spreads); or, at the end only, by 32 draws at .4 spreads
-with the spread of what comes back, in relation to the early checkpoint ("spread ratio"); or by the
-trace at the state (`JacobianTrace`, levels .2 to .8).  To compare with: the ancestral sampler, the
-early checkpoint itself, and copies left out by who knows the training pictures ("known copies left
-out"): no method can be better than that.
+model's own early checkpoint ("ratio", at .5 spreads); or, at the end only, by 32 draws at .4
+spreads with the spread of what comes back, in relation to the early checkpoint ("spread ratio"); or
+by the trace at the state (`JacobianTrace`, levels .2 to .8).  To compare with: the ancestral
+sampler, the early checkpoint itself, and copies left out by who knows the training pictures ("known
+copies left out"): no method can be better than that.
 
 The settings were found on a training with another seed than those of the table.
 """

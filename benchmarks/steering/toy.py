@@ -8,11 +8,11 @@
 The measure is the dimension of the denoised point at .1 (`DenoisedLid`).  Samples are plain, guided
 (`LidGuided`, between .1 and 1.5, by 16 draws), or rejected (`sample_selected`, at noise level .1,
 begun anew, by 64 draws: with 8, in the plane, it depends on the direction of the tangent, and a
-whole arc is refused).  The target of guidance is that which one in ten of the runs is below that do not end at the
-points in question; of rejection one in a hundred, for by then the two kinds are far apart, and what
-is refused without need changes the law of the rest.  By the trace at the state nothing is gained
-here: from where the centre could still be left it sees the whole circle, and more dimensions than
-from a point of the circle.
+whole arc is refused).  The target of guidance is that which one in ten of the runs is below that do
+not end at the points in question; of rejection one in a hundred, for by then the two kinds are far
+apart, and what is refused without need changes the law of the rest.  By the trace at the state
+nothing is gained here: from where the centre could still be left it sees the whole circle, and more
+dimensions than from a point of the circle.
 
 The rest: whether the samples elsewhere are still of the law of the plain ones, by the energy
 distance of two independent sets and permutations; of the exact law, beside its own draws.

@@ -1,4 +1,5 @@
-"""The command line, `mmh-jax`: train, sample, measure dimensions, detect memorization, audit data.
+"""The command line, `mmh-jax`: train, sample, measure dimensions, detect memorization, avoid it,
+audit data.
 
 Results go to files, one summary to stdout; progress and errors to stderr.  Exit codes: 0 done, 2 an
 error that the message explains, 130 interrupted.  What only a command needs is imported in it, so
@@ -20,10 +21,11 @@ from rich.markup import escape
 
 from mmh_jax import console
 from mmh_jax.cli.data import Audit, LidData
+from mmh_jax.cli.mitigation import Mitigate
 from mmh_jax.cli.models import Detect, Lid, Train
 from mmh_jax.cli.sampling import Sample
 
-__all__ = ["Audit", "Detect", "Lid", "LidData", "Sample", "Train", "main"]
+__all__ = ["Audit", "Detect", "Lid", "LidData", "Mitigate", "Sample", "Train", "main"]
 
 _CURES = {
     errno.ENOSPC: "; free some space, then run the same command again",
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     is_process, argv = argv is None, sys.argv[1:] if argv is None else list(argv)
     commands = {"train": Train, "sample": Sample, "lid": Lid, "lid-data": LidData}
-    commands |= {"detect": Detect, "audit": Audit}
+    commands |= {"detect": Detect, "mitigate": Mitigate, "audit": Audit}
     if argv[:2] == ["lid", "data"]:  # a folder `data` is written `./data`
         argv = ["lid-data", *argv[2:]]
     try:

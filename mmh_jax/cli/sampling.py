@@ -38,6 +38,8 @@ class Sample:
         step: From one level to the next; heun takes two evaluations of the model, the others one;
             ancestral adds noise.
         scale: Of cfg; 1 is the conditional model.
+        begin: Of cfg: the noise level, in spreads of the data, from which on it acts; before, there
+            is no label, so that one which leads to a memorized picture cannot.
         label: The class of all samples; by default none, or with cfg random ones.
         baseline: Of lid and reject: the folder of a model of the same data that has not memorized,
             such as an earlier checkpoint.  The dimension is then relative to the one it has, and
@@ -69,6 +71,7 @@ class Sample:
     levels: int = 32
     step: Literal["heun", "ddim", "ancestral", "dpm2m"] = "heun"
     scale: float = 1.0
+    begin: float = float("inf")
     label: int | None = None
     baseline: Path | None = None
     quantile: float = 0.2

@@ -4,12 +4,14 @@ from mmh_jax.report.audit import audit
 from mmh_jax.report.data import lid_of_data
 from mmh_jax.report.detect import detect
 from mmh_jax.report.guiding import SampleOptions
+from mmh_jax.report.mitigate import MitigationPlan, mitigate_model
 from mmh_jax.report.model import lid_theta, load_model, train_model
 from mmh_jax.report.sampling import sample_model
 from mmh_jax.report.stages import PRESETS, Preset, Stages
 
 __all__ = [
     "PRESETS",
+    "MitigationPlan",
     "Preset",
     "SampleOptions",
     "Stages",
@@ -18,6 +20,7 @@ __all__ = [
     "lid_of_data",
     "lid_theta",
     "load_model",
+    "mitigate_model",
     "sample_model",
     "train_model",
 ]

@@ -30,6 +30,7 @@ LOOK_AT, LOOK_AT_RELATIVE = 0.3, 0.5
 # The guidances that read an option; those that read `quantile` have a target.
 _OF = {
     "scale": ("cfg",),
+    "begin": ("cfg",),
     "quantile": ("lid", "reject"),
     "strength": ("lid",),
     "trust": ("lid",),
@@ -52,6 +53,8 @@ class SampleOptions:
         levels: noise levels of the sampler.
         step: a key of `STEPS`.
         scale: of classifier-free guidance.
+        begin: the noise level, in spreads of the data, from which on it acts; before, samples are
+            drawn without a label.
         label: the condition of all samples; None for none, or with `cfg` for random ones.
         quantile: of the dimensions of the reference runs, the target.
         strength, trust: of LID guidance.
@@ -66,6 +69,7 @@ class SampleOptions:
     levels: int = 32
     step: str = "heun"
     scale: float = 1.0
+    begin: float = math.inf
     label: int | None = None
     quantile: float = 0.2
     strength: float = 1e4
@@ -94,6 +98,8 @@ class SampleOptions:
         self._check_label(config)
         if not math.isfinite(self.scale):
             raise ValueError(f"--scale is {self.scale:g}; it must be finite.")
+        if not self.begin > 0:
+            raise ValueError(f"--begin is {self.begin:g}; it must be positive.")
         check_count("--levels", self.levels, least=2)
         if self.has_target:
             self._check_target()
@@ -224,9 +230,10 @@ class SampleOptions:
         numbers = (self.strength, self.trust, *self.interval(config))
         return LidGuided(model, target, measure, *map(jnp.asarray, numbers), tangential=True)
 
-    def cfg_guided(self, model: Any) -> Guided:
+    def cfg_guided(self, model: Any, config: ModelConfig) -> Guided:
         """The model under classifier-free guidance, a condition yet to be bound."""
-        return Guided(model, model, self.scale)
+        scale, begin = jnp.asarray(self.scale), jnp.asarray(self.begin * _spread(config))
+        return Guided(model, model, scale, high=begin, outside=jnp.zeros(()))
 
     def evaluations(
         self, config: ModelConfig, measure: Measure | None = None, *, tries: float = 1.0

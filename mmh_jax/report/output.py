@@ -25,6 +25,7 @@ __all__ = [
     "DATA_MEASUREMENT",
     "DETECTION",
     "MEASUREMENT",
+    "MITIGATION",
     "MODEL",
     "SAMPLING",
     "Kind",
@@ -67,6 +68,12 @@ SAMPLING = Kind(
     "mmh_jax.sampling/1",
     "summary.json",
     ("samples.csv", "samples.npz", "grid.png"),
+)
+MITIGATION = Kind(
+    "mitigation",
+    "mmh_jax.mitigation/1",
+    "summary.json",
+    ("frontier.csv", "frontier.png", "samples"),
 )
 # Of a file, in a folder beside it that is gone when the file is there.
 MEASUREMENT = Kind("measurement", "mmh_jax.lid/1", "finished.json", ())

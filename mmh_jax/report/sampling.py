@@ -15,18 +15,16 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from mmh_jax import memorization, train
 from mmh_jax.data import sources
-from mmh_jax.mitigation import DenoisedLid, Target
 from mmh_jax.report import measure, output, samples
+from mmh_jax.report.drawing import Sampler, find_baseline, find_training
 from mmh_jax.report.files import hash_of, replacing, write_csv, write_json
-from mmh_jax.report.guiding import MAX_TRIES, STEPS, SampleOptions
+from mmh_jax.report.guiding import SampleOptions
 from mmh_jax.report.model import load_model
 from mmh_jax.report.neighbors import check_neighbors, lid_star
-from mmh_jax.report.reference import draw_reference
 from mmh_jax.report.stages import (
     Progress,
     Stages,
@@ -36,7 +34,7 @@ from mmh_jax.report.stages import (
     check_sigma,
 )
 from mmh_jax.report.summary import columns_of, columns_of_model, summary_of
-from mmh_jax.typing import Estimate, Key
+from mmh_jax.typing import Estimate
 
 __all__ = ["sample_model"]
 
@@ -101,8 +99,8 @@ def sample_model(
     config = train.load_config(model)
     options.check(config)
     denoiser, config = load_model(model, config.shape)
-    other = _baseline(baseline, config, options)
-    training = _training(data, config)
+    other = find_baseline(baseline, config, options)
+    training = find_training(data, config)
     if training is not None:
         check_neighbors(training.name, len(training.points), num_neighbors)
     if _figure_kind(config.shape, training):
@@ -118,7 +116,8 @@ def sample_model(
     }
     settings |= options.settings()
     work = output.claim(out, output.SAMPLING, settings, overwrite=overwrite)
-    run = _Run(denoiser, other, config, options, training, settings, out, work, Stages(progress))
+    sampler = Sampler(denoiser, other, config, options, seed)
+    run = _Run(sampler, training, settings, out, work, Stages(progress))
     columns, levels, found = run.all_stages()
     summary = {"format": output.SAMPLING.format} | summary_of(
         columns,
@@ -133,49 +132,6 @@ def sample_model(
     return summary
 
 
-def _baseline(
-    folder: str | Path | None, config: train.ModelConfig, options: SampleOptions
-) -> Any | None:
-    """The model to compare with, if one is given and there is use for it."""
-    if folder is None:
-        return None
-    if not options.has_target:
-        raise ValueError(
-            f"--baseline is of --guidance lid or reject, and this is --guidance "
-            f"{options.guidance}; leave it out."
-        )
-    there = train.load_config(folder)
-    if there.shape != config.shape:
-        raise ValueError(
-            f"--baseline {folder} takes points of shape {there.shape}, and the model those of "
-            f"shape {config.shape}."
-        )
-    known, asked = (each.network_options.get("num_classes") for each in (there, config))
-    if options.label is not None and known != asked:
-        raise ValueError(f"--baseline {folder}: its labels are not those of the model.")
-    return load_model(folder, config.shape)[0]
-
-
-def _training(data: str | Path | None, config: train.ModelConfig) -> sources.Source | None:
-    """The training data that were given, or that the model names and are still the same."""
-    if data is not None:
-        found = sources.load(data)
-        if found.points.shape[1:] != config.shape:
-            raise ValueError(
-                f"--data {data} has points of shape {found.points.shape[1:]}, and the model takes "
-                f"points of shape {config.shape}."
-            )
-        return found
-    named = config.training.get("path", config.training.get("source"))
-    try:
-        found = None if named is None else sources.load(named)
-    except (ValueError, OSError):
-        return None
-    if found is None or hash_of(found.points) != config.training.get("data"):
-        return None
-    return found
-
-
 def _figure_kind(shape: tuple[int, ...], training: sources.Source | None) -> str:
     """`pictures`, `points` in the plane, or nothing that can be drawn."""
     if training is not None and training.is_image:
@@ -188,10 +144,7 @@ def _figure_kind(shape: tuple[int, ...], training: sources.Source | None) -> str
 class _Run(NamedTuple):
     """One call, after all checks."""
 
-    model: Any
-    baseline: Any | None
-    config: train.ModelConfig
-    options: SampleOptions
+    sampler: Sampler
     training: sources.Source | None
     settings: dict[str, Any]
     out: Path
@@ -200,24 +153,17 @@ class _Run(NamedTuple):
 
     def all_stages(self) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
         """Write all but the summary; return the columns, noise levels and other findings."""
-        target, reference = self.target() if self.options.has_target else (None, None)
-        labels = self.options.conditions(
-            self.config, self.settings["num"], seed=self.settings["seed"]
-        )
-        selected = None
+        num, labels = self.settings["num"], self.sampler.labels(self.settings["num"])
+        target, reference = None, None
+        if self.sampler.options.has_target:
+            with self.stages("reference") as report:
+                target, reference = self.sampler.target(
+                    self.judge, folder=self.work / "reference", progress=report
+                )
         with self.stages("samples") as report:
-            shared = {
-                "key": self.keys[0], "conditions": labels, "step": STEPS[self.options.step](),
-                "folder": self.work / "samples", "progress": report,
-            }  # fmt: skip
-            if target is not None and self.options.guidance == "reject":
-                selected = self.select(target, shared)
-                drawn = selected.samples
-            else:
-                drawn = samples.draw(
-                    self.guided(target), self.config, self.settings["num"],
-                    num_levels=self.options.levels, **shared,
-                )  # fmt: skip
+            found = self.sampler.draw(num, target, folder=self.work / "samples", progress=report)
+        drawn = found.samples
+        selected = found if self.sampler.options.guidance == "reject" else None
         judged = self.judge(drawn)
         more = {"seed": np.asarray(self.settings["seed"])}
         more |= {} if labels is None else {"label": labels}
@@ -226,72 +172,18 @@ class _Run(NamedTuple):
         columns = self.columns(labels, chosen, judged)
         columns |= {} if selected is None else selected.columns()
         write_csv(self.out / "samples.csv", columns)
-        if kind := _figure_kind(self.config.shape, self.training):
+        if kind := _figure_kind(self.sampler.config.shape, self.training):
             with self.stages("figure"):
                 self.draw(kind, drawn, columns)
-        found = {
+        about = {
             "data": self.about_data(),
             "reference": reference,
-            "evaluations": self.evaluations(selected),
+            "evaluations": self.sampler.evaluations(found),
             "selection": None if selected is None else _summary_of_selection(selected),
             "samples": _summary_of(drawn, judged),
-            "diagnostics": measure.diagnostics(chosen, self.model, drawn[0].size),
+            "diagnostics": measure.diagnostics(chosen, self.sampler.model, drawn[0].size),
         }
-        return columns, levels, found
-
-    @property
-    def keys(self) -> Key:
-        """Of the samples, of the reference runs, and of the measure."""
-        return jax.random.split(jax.random.key(self.settings["seed"]), 3)
-
-    @property
-    def measure(self) -> DenoisedLid:
-        """The dimension on the way."""
-        return self.options.measure(self.config, self.baseline, key=self.keys[2])
-
-    def target(self) -> tuple[Target, dict[str, Any]]:
-        """What is usual, and what the reference runs say."""
-        with self.stages("reference") as report:
-            runs = draw_reference(
-                self.model, self.config, self.options, key=self.keys[1], measure=self.measure,
-                folder=self.work / "reference", progress=report,
-            )  # fmt: skip
-        judged = self.judge(runs.samples)
-        is_copy = None if judged is None else judged.memorized
-        target, kept = runs.target(self.options, self.config, is_copy)
-        rule = "finite, and no copy of the training data"
-        return target, {
-            "num": self.options.references,
-            "kept": kept,
-            "copies": None if is_copy is None else int(is_copy.sum()),
-            "rule": rule if judged else "finite; no training data are known, copies are among them",
-            "measured_at": float(np.asarray(self.measure.sigma)),
-            "is_relative": self.baseline is not None,
-            "sigmas": np.asarray(target.sigmas).tolist(),
-            "target": np.asarray(target.values).tolist(),
-        }
-
-    def guided(self, target: Target | None) -> Any:
-        """The denoiser to sample with."""
-        if self.options.guidance == "cfg":
-            return self.options.cfg_guided(self.model)
-        if target is None:
-            return self.model
-        return self.options.lid_guided(self.model, self.config, target, self.measure)
-
-    def select(self, target: Target, shared: dict[str, Any]) -> samples.Drawn:
-        """Samples by rejection."""
-        return samples.draw_selected(
-            self.model, self.config, self.settings["num"], sigmas=self.options.sigmas(self.config),
-            places=self.options.places(self.config), measure=self.measure, target=target,
-            max_tries=MAX_TRIES, **shared,
-        )  # fmt: skip
-
-    def evaluations(self, selected: samples.Drawn | None) -> dict[str, float]:
-        """Of networks, for one sample."""
-        measure = self.measure if self.options.has_target else None
-        tries = 1.0 if selected is None else float(selected.tries.mean())
-        return self.options.evaluations(self.config, measure, tries=tries)
+        return columns, levels, about
 
     def judge(self, drawn: np.ndarray) -> samples.Judged | None:
         """What the samples copy, if that can be said."""
@@ -302,18 +194,18 @@ class _Run(NamedTuple):
 
     def lid_theta(self, drawn: np.ndarray) -> tuple[np.ndarray, measure.Chosen]:
         """The noise levels, and what the model says at the samples."""
-        sigma, spectra = self.settings["sigma"], measure.spectra(self.config.shape)
+        sigma, spectra = self.settings["sigma"], measure.spectra(self.sampler.config.shape)
         levels = np.asarray([sigma])
         if sigma is None:
             there = drawn if self.training is None else self.training.points
             with self.stages("sigma") as report:
                 levels = measure.choose_levels(
-                    self.model, self.config, there, seed=self.settings["seed"],
+                    self.sampler.model, self.sampler.config, there, seed=self.settings["seed"],
                     spectra=spectra, folder=self.work / "sigma", progress=report,
                 )  # fmt: skip
         with self.stages("lid_theta") as report:
             measured = measure.measure(
-                self.model, drawn, levels, spectra=spectra,
+                self.sampler.model, drawn, levels, spectra=spectra,
                 folder=self.work / "lid_theta", progress=report,
             )  # fmt: skip
         if sigma is None:
@@ -341,7 +233,7 @@ class _Run(NamedTuple):
         """Which data the samples were compared with."""
         if self.training is None:
             return None
-        known = self.config.training.get("data")
+        known = self.sampler.config.training.get("data")
         is_same = None if known is None else known == self.settings["data"]
         return {"source": self.training.name, "is_training_data": is_same}
 
