@@ -23,6 +23,8 @@ def steering():
     try:
         pytest.importorskip("matplotlib")
         import steering.conditional
+        import steering.prompt_methods
+        import steering.prompts
         import steering.quality
         import steering.speed
 
@@ -57,7 +59,7 @@ def setting(steering):
     rng = np.random.default_rng(0)
     words = rng.normal(size=(12, 4)).astype(np.float32)
     prompts = words[rng.integers(12, size=(70, 5))]
-    return steering.conditional.Setting(
+    return steering.prompts.Setting(
         Around(), prompts[:30], rng.normal(size=(30, 2, 2)).astype(np.float32),
         sample.karras_levels(6, sigma_min=0.02, sigma_max=10.0), words, prompts[30:],
         rng.normal(size=(50, 2, 2)).astype(np.float32), jax.random.key(0), 3,
@@ -94,8 +96,8 @@ def test_total_variation_is_of_what_is_seen(steering):
     ],
 )  # fmt: skip
 def test_a_method_of_no_strength_does_nothing(steering, setting, method, strength):
-    method = next(each for each in steering.conditional.METHODS if each.name == method)
-    found, none = method.draw(setting, strength), steering.conditional.plain(setting)
+    method = next(each for each in steering.prompt_methods.METHODS if each.name == method)
+    found, none = method.draw(setting, strength), steering.prompt_methods.plain(setting)
     np.testing.assert_allclose(found.samples, none.samples, rtol=1e-4, atol=1e-4)
     assert found.evaluations >= none.evaluations == 22
 
@@ -106,13 +108,13 @@ def test_a_method_of_no_strength_does_nothing(steering, setting, method, strengt
      ("late guidance", 0.3), ("rescaled", 1), ("clamped", -1.0)],
 )  # fmt: skip
 def test_a_method_of_some_strength_does_something(steering, setting, method, strength):
-    method = next(each for each in steering.conditional.METHODS if each.name == method)
-    none = steering.conditional.plain(setting)
+    method = next(each for each in steering.prompt_methods.METHODS if each.name == method)
+    none = steering.prompt_methods.plain(setting)
     assert np.abs(method.draw(setting, strength).samples - none.samples).max() > 0.01
 
 
 def test_rejection_of_nothing_is_one_try(steering, setting):
-    found = steering.conditional.by_rejection(setting, 0)
+    found = steering.prompt_methods.by_rejection(setting, 0)
     # A run, the denoised point at the decision, and the measure there, all of two networks.
     assert found.evaluations == 2 * (11 + 1 + 5)
     assert found.samples.shape == (30, 2, 2)
@@ -122,7 +124,7 @@ def test_rewriting_more_tokens_rewrites_those_of_fewer(steering, setting):
     blame = np.tile([0.0, 0, 9, 0, 0], (30, 1)).astype(np.float32)
     changed = []
     for k in range(6):
-        tokens = steering.conditional._rewrites(
+        tokens = steering.prompts.rewrites(
             setting.prompts, blame, setting.words, jnp.int32(k), key=jax.random.key(0)
         )
         changed.append((tokens != setting.prompts).any(axis=2))
@@ -132,18 +134,17 @@ def test_rewriting_more_tokens_rewrites_those_of_fewer(steering, setting):
 
 
 def test_stop_levels_are_quantiles_of_normal_runs(steering, setting):
-    conditional = steering.conditional
     of = dataclasses.replace(setting)
-    values = conditional._of_criterion("CFG norm", 4)[0](
+    values = steering.prompts.of_criterion("CFG norm", 4)[0](
         of.model, of.normal.prompts, *of.at(False, of.normal.prompts, of.normal.noise)
     )
-    stops = [float(conditional.stop_level(of, "CFG norm", s)) for s in (0, 0.1, 0.5)]
+    stops = [float(steering.prompt_methods.stop_level(of, "CFG norm", s)) for s in (0, 0.1, 0.5)]
     assert np.isinf(stops[0])
     np.testing.assert_allclose(stops[1:], np.quantile(values, [0.9, 0.5]), rtol=1e-6)
 
 
 def test_calls_are_those_of_the_sampler(steering):
-    calls, levels = steering.conditional.calls, jnp.array([8.0, 4.0, 2.0, 1.0])
+    calls, levels = steering.prompts.calls, jnp.array([8.0, 4.0, 2.0, 1.0])
     seen = []
 
     def denoiser(x, sigma):
