@@ -1,0 +1,17 @@
+"""Published checkpoints: their formats, and their networks in Flax with the published names.
+
+Files are read as data, JSON and safetensors: nothing in them is executed or unpickled.
+"""
+
+from mmh_jax.pretrained.files import open_safetensors, open_weights, read_json
+from mmh_jax.pretrained.weights import flatten, layout, restore, save
+
+__all__ = [
+    "flatten",
+    "layout",
+    "open_safetensors",
+    "open_weights",
+    "read_json",
+    "restore",
+    "save",
+]
