@@ -57,7 +57,7 @@ def test_reads_bfloat16_at_any_offset(tmp_path):
     data = np.array([1.0, -2.5], jnp.bfloat16).tobytes()
     header = {"u": entry("U8", (1,), (0, 1)), "b": entry("BF16", (2,), (1, 5))}
     (tmp_path / "x.safetensors").write_bytes(raw(header, b"\x07" + data))
-    found = files.open_safetensors(tmp_path / "x.safetensors", caller="load")
+    found = pretrained.open_safetensors(tmp_path / "x.safetensors", caller="load")
     np.testing.assert_array_equal(found["b"].astype(np.float32), [1.0, -2.5])
 
 
@@ -105,7 +105,7 @@ def test_says_what_is_wrong_with_a_file(case, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=match) as info:
-        files.open_safetensors(path, caller="load")
+        pretrained.open_safetensors(path, caller="load")
     assert str(path) in str(info.value)
     assert len(str(info.value)) < 1500
 
@@ -116,7 +116,7 @@ def test_a_large_file_with_a_large_header_is_refused_before_it_is_read(tmp_path)
         file.write((3 * 2**30).to_bytes(8, "little"))
         file.truncate(4 * 2**30)
     with pytest.raises(ValueError, match="above 8,388,608"):
-        files.open_safetensors(path, caller="load")
+        pretrained.open_safetensors(path, caller="load")
 
 
 def write_shards(folder, where=None, **contents):
@@ -342,7 +342,7 @@ FUZZED = settings(max_examples=EXAMPLES, deadline=None)
 def opened(path):
     """Open and read all; an error that is not ours fails the test."""
     try:
-        found = files.open_safetensors(path, caller="load")
+        found = pretrained.open_safetensors(path, caller="load")
     except ValueError as error:
         assert str(error).startswith("`load(path=")  # noqa: PT017
         assert len(str(error)) < 2000  # noqa: PT017

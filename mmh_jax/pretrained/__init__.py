@@ -3,10 +3,12 @@
 Files are read as data, JSON and safetensors: nothing in them is executed or unpickled.
 """
 
-from mmh_jax.pretrained.files import open_safetensors, open_weights, read_json
+from mmh_jax.pretrained.files import read_json
+from mmh_jax.pretrained.tensors import Tensors, open_safetensors, open_weights
 from mmh_jax.pretrained.weights import flatten, layout, restore, save
 
 __all__ = [
+    "Tensors",
     "flatten",
     "layout",
     "open_safetensors",
