@@ -1,0 +1,29 @@
+"""Published checkpoints: their formats, and their networks in Flax with the published names.
+
+Files are read as data, JSON and safetensors: nothing in them is executed or unpickled.
+"""
+
+from mmh_jax.pretrained.autoencoder import AutoencoderKL, Posterior
+from mmh_jax.pretrained.block_names import current_name
+from mmh_jax.pretrained.conditional_unet import Condition, UNet2DConditionModel
+from mmh_jax.pretrained.files import read_json
+from mmh_jax.pretrained.tensors import Tensors, open_safetensors, open_weights
+from mmh_jax.pretrained.unet import UNet2DModel
+from mmh_jax.pretrained.weights import flatten, layout, restore, save
+
+__all__ = [
+    "AutoencoderKL",
+    "Condition",
+    "Posterior",
+    "Tensors",
+    "UNet2DConditionModel",
+    "UNet2DModel",
+    "current_name",
+    "flatten",
+    "layout",
+    "open_safetensors",
+    "open_weights",
+    "read_json",
+    "restore",
+    "save",
+]
