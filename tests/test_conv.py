@@ -14,10 +14,12 @@ from mmh_jax.nn.conv import convolve
 from mmh_jax.train.compiled import compiled
 
 
-def reference(x, kernel, stride):
+def reference(x, kernel, stride, padding=None):
     names = ("NHWC", "HWIO", "NHWC")
+    pads = "SAME" if padding is None else padding
+    pads = [(pads, pads)] * 2 if isinstance(pads, int) else pads
     return lax.conv_general_dilated(
-        x[None], kernel, (stride, stride), "SAME", dimension_numbers=names
+        x[None], kernel, (stride, stride), pads, dimension_numbers=names
     )[0]
 
 
@@ -26,7 +28,7 @@ def draw(*shapes):
     return [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
 
 
-CASES = [  # height, width, kernel, stride, channels of the result
+CASES = [  # height, width, kernel, stride, channels of the result, and padding if not 'SAME'
     (6, 6, 3, 1, 3),
     (6, 8, 3, 1, 1),
     (7, 6, (5, 1), 1, 1),
@@ -35,15 +37,21 @@ CASES = [  # height, width, kernel, stride, channels of the result
     (7, 6, 1, 2, 3),
     (9, 8, 5, 2, 3),
     (7, 8, 3, 3, 3),
+    (8, 6, 3, 2, 3, 1),
+    (6, 7, 3, 2, 1, ((0, 1), (0, 1))),
+    (6, 5, 3, 1, 1, 2),
+    (5, 6, 1, 2, 1, 1),
+    (7, 6, 4, 1, 3, 0),
 ]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_equals_jax_in_value_and_derivatives(case, x64):
-    height, width, size, stride, num_out = case
+    height, width, size, stride, num_out, *rest = case
+    padding = rest[0] if rest else None
     size = (size, size) if isinstance(size, int) else size
     x, kernel, dx, dkernel = draw(*2 * ((height, width, 2), (*size, 2, num_out)))
-    (y,) = draw(reference(x, kernel, stride).shape)
+    (y,) = draw(reference(x, kernel, stride, padding).shape)
 
     def everything(conv, x, kernel):
         value, tangent = jax.jvp(conv, (x, kernel), (dx, dkernel))
@@ -58,8 +66,10 @@ def test_equals_jax_in_value_and_derivatives(case, x64):
         reverse_twice = jax.grad(lambda *a: sum(jnp.sum(g**2) for g in grad(*a)), (0, 1))(x, kernel)
         return value, tangent, only_x, adjoints, second, reverse_twice
 
-    ours = functools.partial(everything, functools.partial(convolve, stride=stride))
-    theirs = functools.partial(everything, lambda x, kernel: reference(x, kernel, stride))
+    ours = functools.partial(
+        everything, functools.partial(convolve, stride=stride, padding=padding)
+    )
+    theirs = functools.partial(everything, lambda x, k: reference(x, k, stride, padding))
     found, expected = jax.jit(ours)(x, kernel), jax.jit(theirs)(x, kernel)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * float(jnp.abs(b).max()))
@@ -238,6 +248,8 @@ def test_layer_has_a_bias_and_a_compute_dtype():
         (lambda: convolve(jnp.ones((2, 4, 4, 1)), jnp.ones((3, 3, 1, 1))), "jax.vmap"),
         (lambda: convolve(jnp.ones((4, 4, 2)), jnp.ones((3, 3, 1, 1))), "kernel"),
         (lambda: convolve(jnp.ones((4, 4, 1)), jnp.ones((3, 3, 1, 1)), stride=0), "stride=0"),
+        (lambda: convolve(jnp.ones((4, 4, 1)), jnp.ones((3, 3, 1, 1)), padding=-1), "padding=-1"),
+        (lambda: convolve(jnp.ones((2, 4, 1)), jnp.ones((3, 3, 1, 1)), padding=0), "hold a kernel"),
         (lambda: nn.Conv(1, 1, size=2, rngs=nnx.Rngs(0)), "odd"),
     ],
 )

@@ -2,10 +2,10 @@ r"""A convolution of one image, and its two adjoints, as three operations closed
 
     y[h, w, o] = sum_{i, j, c}  x[s h + i - p, s w + j - p, c]  k[i, j, c, o]
 
-with zeros outside x, stride s, and 'SAME' padding: y has ceil(size / s) rows.  The map is linear in
-x and in k.  `apply(x, k)`, `to_input(y, k)` (its adjoint in x) and `to_kernel(x, y)` (its adjoint
-in k) are bilinear, and the adjoint of any of them in any argument is another one: so forward mode,
-reverse mode and every mixture of both need nothing else.
+with zeros outside x and stride s; with 'SAME' padding, the default, y has ceil(size / s) rows.  The
+map is linear in x and in k.  `apply(x, k)`, `to_input(y, k)` (its adjoint in x) and
+`to_kernel(x, y)` (its adjoint in k) are bilinear, and the adjoint of any of them in any argument is
+another one: so forward mode, reverse mode and every mixture of both need nothing else.
 
 Why not `jax.lax.conv_general_dilated` alone: the convolutions that are its adjoints name their axes
 in other orders, which XLA's CPU backend brings into the one order that its fast routine knows only
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -43,25 +43,26 @@ Pair = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class _Window:
-    """What is static in a convolution: the size of its input and of its kernel, and its stride."""
+    """What is static in a convolution: sizes of its input and kernel, stride, zeros around x."""
 
     size: Pair
     kernel: Pair
     stride: int
+    padding: tuple[Pair, Pair]
     precision: Any
 
     @property
     def output(self) -> Pair:
-        height, width = (-(-size // self.stride) for size in self.size)
+        height, width = (
+            (size + low + high - k) // self.stride + 1
+            for size, k, (low, high) in zip(self.size, self.kernel, self.padding, strict=True)
+        )
         return height, width
 
-    @property
-    def padding(self) -> list[Pair]:
-        pads = lax.padtype_to_pads(self.size, self.kernel, (self.stride,) * 2, "SAME")
-        return [(int(low), int(high)) for low, high in pads]
 
-
-def _conv(lhs: Array, rhs: Array, window: _Window, padding: list[Pair], **options: Any) -> Array:
+def _conv(
+    lhs: Array, rhs: Array, window: _Window, padding: Sequence[Pair], **options: Any
+) -> Array:
     """The one order of axes, (N, H, W, C) with (h, w, C, O), that is fast everywhere."""
     strides = options.pop("strides", (1, 1))
     names = ("NHWC", "HWIO", "NHWC")
@@ -93,7 +94,8 @@ def _to_kernel(x: Array, y: Array, window: _Window) -> Array:
     """
     if window.stride == 1 and y.shape[3] < x.shape[3]:
         padding = [
-            (k - 1 - low, low) for k, (low, _) in zip(window.kernel, window.padding, strict=True)
+            (k - 1 - low, k - 1 - high)
+            for k, (low, high) in zip(window.kernel, window.padding, strict=True)
         ]
         turned = _conv(y.transpose(3, 1, 2, 0), x.transpose(1, 2, 0, 3), window, padding)
         return jnp.flip(turned, (1, 2)).transpose(1, 2, 3, 0)
@@ -195,20 +197,48 @@ ad.defbilinear(
 )
 
 
-def convolve(x: Array, kernel: Array, *, stride: int = 1) -> Array:
+def _pads(
+    size: Pair, kernel: Pair, stride: int, padding: int | Sequence[Pair] | None
+) -> tuple[Pair, Pair]:
+    if padding is None:
+        same = lax.padtype_to_pads(size, kernel, (stride, stride), "SAME")
+        (top, bottom), (left, right) = same
+    else:
+        (top, bottom), (left, right) = (
+            ((padding, padding),) * 2 if isinstance(padding, int) else padding
+        )
+    found = (int(top), int(bottom)), (int(left), int(right))
+    fits = all(
+        low >= 0 and high >= 0 and extent + low + high >= k
+        for extent, k, (low, high) in zip(size, kernel, found, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"`convolve(padding={padding})` must not be negative, and an image of {size} pixels "
+            f"with it must hold a kernel of {kernel}."
+        )
+    return found
+
+
+def convolve(
+    x: Array, kernel: Array, *, stride: int = 1, padding: int | Sequence[Pair] | None = None
+) -> Array:
     """The convolution of one image with zeros around it, fast on CPU in every derivative.
 
-    The same function as `jax.lax.conv_general_dilated` with 'SAME' padding, and as often
-    differentiable, in both modes.  Per-example kernels (`vmap` over both arguments, or per-example
-    gradients with respect to the kernel) are right, and as slow as JAX's own.
+    The same function as `jax.lax.conv_general_dilated`, and as often differentiable, in both modes.
+    Per-example kernels (`vmap` over both arguments, or per-example gradients with respect to the
+    kernel) are right, and as slow as JAX's own.
 
     Args:
         x: (H, W, C).
         kernel: (h, w, C, O).
         stride: of both axes.
+        padding: zeros around the image: on every side, or ((top, bottom), (left, right)); None for
+            'SAME', which with a stride pads less above than below.  PyTorch's `padding=1` is 1.
 
     Returns:
-        (ceil(H / stride), ceil(W / stride), O).
+        (ceil(H / stride), ceil(W / stride), O) with 'SAME' padding, else
+        ((H + top + bottom - h) // stride + 1, ..., O).
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -232,12 +262,17 @@ def convolve(x: Array, kernel: Array, *, stride: int = 1) -> Array:
         raise ValueError(f"`convolve(stride={stride})` must be at least 1.")
     dtype = jnp.result_type(x, kernel)
     x, kernel = _alike(x.astype(dtype), kernel.astype(dtype))
-    if kernel.shape[:2] == (1, 1):  # a matrix product is as fast, and XLA fuses it
+    sizes = (x.shape[0], x.shape[1]), (kernel.shape[0], kernel.shape[1])
+    pads = _pads(*sizes, stride, padding)
+    if sizes[1] == (1, 1) and pads == (
+        (0, 0),
+        (0, 0),
+    ):  # a matrix product is as fast, and XLA fuses it
         return jnp.dot(x[::stride, ::stride], kernel[0, 0])
     window = _Window(
-        (x.shape[0], x.shape[1]),
-        (kernel.shape[0], kernel.shape[1]),
+        *sizes,
         stride,
+        pads,
         jax.config.jax_default_matmul_precision,  # pyright: ignore[reportAttributeAccessIssue]
     )
     return _APPLY.bind(x[None], kernel, window=window)[0]
