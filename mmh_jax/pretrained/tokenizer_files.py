@@ -12,59 +12,17 @@ with `!`, whose id is 0; both say so in these files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmh_jax.pretrained.files import MAX_JSON_BYTES, absent, fault, read_json, shown
 from mmh_jax.pretrained.tokenizer import MARKS, SpecialToken, Tokenizer
 
 __all__ = ["load_tokenizer"]
 
-MAX_BYTES = 32 * 2**20  # of a file: CLIP's own vocabulary has 1 MB
 MAX_LENGTH = 4096
-
-
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Read a tokenizer's folder: `vocab.json`, `merges.txt`, and what is special from the others.
-
-    The others are `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, of
-    which none need be there.  Without them padding is the end-of-text token and the length 77.
-
-    Args:
-        folder: such as `tokenizer` or `tokenizer_2` in a pipeline.
-
-    Raises:
-        FileNotFoundError: if there is no vocabulary or there are no merges.
-        ValueError: if a file is too large, is no such file, or asks for what is not supported.
-    """
-    folder = Path(folder)
-    vocab = _vocabulary(folder / "vocab.json")
-    merges = _merges(folder / "merges.txt", vocab)
-    config = _json_object(folder / "tokenizer_config.json", missing={})
-    _refuse(folder / "tokenizer_config.json", config)
-    named, special = _special_tokens(folder, config, vocab)
-    length = config.get("model_max_length", 77)
-    if isinstance(length, float | int) and length > MAX_LENGTH:
-        length = 77  # what is written there (1e30) when nobody said a length
-    if not isinstance(length, int) or isinstance(length, bool) or length < 2:
-        raise ValueError(
-            f"{folder}/tokenizer_config.json has model_max_length {length!r}; it is a whole number "
-            "of at least 2, 77 for CLIP."
-        )
-    ids = {token.content: token.id for token in special}
-    return Tokenizer(
-        vocab,
-        merges,
-        special,
-        begin=ids[named["bos_token"]],
-        end=ids[named["eos_token"]],
-        pad=ids[named["pad_token"]],
-        unknown=ids[named["unk_token"]],
-        max_length=length,
-    )
-
-
+CURE = "Use the file that was published with this model."
 _DEFAULTS = {
     "bos_token": MARKS[0],
     "eos_token": MARKS[1],
@@ -90,136 +48,182 @@ _ONLY = {  # what changes ids, and the one value that is supported
 }
 
 
-def _refuse(path: Path, config: Mapping[str, Any]) -> None:
-    for name, only in _ONLY.items():
-        if config.get(name, only) != only:
-            raise ValueError(f"{path} has {name} {config[name]!r}; only {only!r} is supported.")
+def load_tokenizer(folder: str | Path, *, caller: str = "load_tokenizer") -> Tokenizer:
+    """Read a tokenizer's folder: `vocab.json`, `merges.txt`, and what is special from the others.
+
+    The others are `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, of
+    which none need be there.  Without them padding is the end-of-text token and the length 77.
+
+    Args:
+        folder: such as `tokenizer` or `tokenizer_2` in a pipeline.
+        caller: the function to name in an error.
+
+    Raises:
+        FileNotFoundError: if there is no vocabulary or there are no merges.
+        ValueError: if a file is too large, is no such file, or asks for what is not supported.
+    """
+    reader = _Reader(Path(folder), caller)
+    vocab = reader.vocabulary()
+    merges = reader.merges(vocab)
+    config = reader.json("tokenizer_config.json", optional=True)
+    named, special = reader.special_tokens(config, vocab)
+    ids = {token.content: token.id for token in special}
+    return Tokenizer(
+        vocab,
+        merges,
+        special,
+        begin=ids[named["bos_token"]],
+        end=ids[named["eos_token"]],
+        pad=ids[named["pad_token"]],
+        unknown=ids[named["unk_token"]],
+        max_length=reader.length(config),
+    )
 
 
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no {path.name} in {path.parent}; a CLIP tokenizer is a folder with vocab.json and "
-            "merges.txt."
-        )
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"{path} has more than {MAX_BYTES} bytes; CLIP's have about a million.")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from None
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
-def _json_object(path: Path, *, missing: dict[str, Any] | None = None) -> dict[str, Any]:
-    if missing is not None and not path.is_file():
-        return missing
-    try:
-        found = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is a JSON {type(found).__name__}; an object is expected.")
-    return found
+class _Reader:
+    """The files of one folder."""
 
+    def __init__(self, folder: Path, caller: str):
+        self.folder = folder
+        self.caller = caller
 
-def _vocabulary(path: Path) -> dict[str, int]:
-    vocab = _json_object(path)
-    for token, index in vocab.items():
-        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 2**31:
-            raise ValueError(
-                f"{path} gives {token!r} the id {index!r}; an id is a whole number from 0 on."
+    def wrong(self, name: str, what: str, cure: str = CURE) -> ValueError:
+        return fault(self.caller, self.folder / name, what, cure)
+
+    def json(self, name: str, *, optional: bool = False) -> dict[str, Any]:
+        if optional and not (self.folder / name).is_file():
+            return {}
+        return read_json(self.folder / name, caller=self.caller)
+
+    def vocabulary(self) -> dict[str, int]:
+        vocab = self.json("vocab.json")
+        for token, index in vocab.items():
+            if not _is_id(index):
+                raise self.wrong("vocab.json", f"gives {shown(token)} the id {shown(index)}")
+        if len(set(vocab.values())) != len(vocab):
+            raise self.wrong("vocab.json", "gives two tokens the same id")
+        return vocab
+
+    def merges(self, vocab: Mapping[str, int]) -> dict[tuple[int, int], tuple[int, int]]:
+        """Ids of left and right to the rank and the id of both joined."""
+        found: dict[tuple[int, int], tuple[int, int]] = {}
+        lines = self._text("merges.txt").removesuffix("\n").split("\n")
+        rank = 0
+        for number, line in enumerate(lines, 1):
+            if line.startswith("#version"):
+                continue
+            parts = line.removesuffix("\r").split(" ")
+            if len(parts) != 2:
+                what = f"has {shown(line)} in line {number}, where two tokens should be"
+                raise self.wrong("merges.txt", what)
+            left, right, joined = tokens = (*parts, "".join(parts))
+            if unknown := [token for token in tokens if token not in vocab]:
+                what = f"has {shown(unknown[0])} in line {number}, which is not in vocab.json"
+                raise self.wrong("merges.txt", what)
+            found[vocab[left], vocab[right]] = (rank, vocab[joined])
+            rank += 1
+        return found
+
+    def _text(self, name: str) -> str:
+        path = self.folder / name
+        if not path.is_file():
+            raise absent(self.caller, path, "does not exist", "Copy the whole folder of the model.")
+        with path.open("rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+        if len(content) > MAX_JSON_BYTES:
+            raise self.wrong(name, f"has more than {MAX_JSON_BYTES:,} bytes")
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise self.wrong(name, f"is not UTF-8 ({error})") from None
+
+    def length(self, config: Mapping[str, Any]) -> int:
+        """How many ids a text has; and a check of the other options."""
+        for option, only in _ONLY.items():
+            if config.get(option, only) != only:
+                raise self.wrong(
+                    "tokenizer_config.json",
+                    f"has the {option} {shown(config[option])}",
+                    f"Only {only!r} is supported.",
+                )
+        length = config.get("model_max_length", 77)
+        if isinstance(length, float | int) and length > MAX_LENGTH:
+            return 77  # what stands there (1e30) when nobody said a length
+        if not _is_id(length) or length < 2:
+            raise self.wrong(
+                "tokenizer_config.json",
+                f"has the model_max_length {shown(length)}",
+                "It is a whole number of at least 2, 77 for CLIP.",
             )
-    if len(set(vocab.values())) != len(vocab):
-        raise ValueError(f"{path} gives two tokens the same id.")
-    return vocab
+        return int(length)
 
+    def special_tokens(
+        self, config: Mapping[str, Any], vocab: Mapping[str, int]
+    ) -> tuple[dict[str, str], tuple[SpecialToken, ...]]:
+        """The content of each named token, and all tokens that are cut out."""
+        where = "tokenizer_config.json"
+        named: dict[str, Any] = {**_DEFAULTS, **{k: config[k] for k in _NAMED if config.get(k)}}
+        if "added_tokens_decoder" in config:
+            decoder = config["added_tokens_decoder"]
+            if not isinstance(decoder, dict) or not all(key.isdecimal() for key in decoder):
+                raise self.wrong(where, "has an added_tokens_decoder that is no table of ids")
+            added = {int(key): value for key, value in decoder.items()}
+            added_in = where
+        else:  # written before that option existed
+            table = self.json("special_tokens_map.json", optional=True)
+            named |= {name: table[name] for name in _NAMED if table.get(name)}
+            where = "special_tokens_map.json" if table else where
+            contents = {self._content(where, value)[0] for value in named.values()}
+            added_in = "added_tokens.json"
+            added = {
+                index: {"content": token, "normalized": token not in contents}
+                for token, index in self.json(added_in, optional=True).items()
+            }
+        special = self._added(added_in, added, vocab)
+        found = {name: self._content(where, named[name]) for name in _NAMED if name in named}
+        known = set(special)
+        for content, normalized in dict.fromkeys(found.values()):
+            if content not in vocab and content not in known:
+                what = f"names the special token {shown(content)}, which is not in vocab.json"
+                raise self.wrong(where, what)
+            if content not in known:
+                special[content] = SpecialToken(content, vocab[content], normalized)
+        return {name: found[name][0] for name in _DEFAULTS}, tuple(special.values())
 
-def _merges(path: Path, vocab: Mapping[str, int]) -> dict[tuple[int, int], tuple[int, int]]:
-    merges: dict[tuple[int, int], tuple[int, int]] = {}
-    lines = _read(path).removesuffix("\n").split("\n")
-    lines = [line.removesuffix("\r") for line in lines]
-    rank = 0
-    for number, line in enumerate(lines, 1):
-        if line.startswith("#version"):
-            continue
-        parts = line.split(" ")
-        if len(parts) != 2:
-            raise ValueError(f"{path} line {number} is {line[:80]!r}; it is two tokens, one space.")
-        ids = [vocab.get(token) for token in (*parts, "".join(parts))]
-        if None in ids:
-            absent = (*parts, "".join(parts))[ids.index(None)]
-            raise ValueError(f"{path} line {number}: {absent[:80]!r} is not in vocab.json.")
-        left, right, joined = ids
-        merges[left, right] = (rank, joined)  # type: ignore[index, assignment]
-        rank += 1
-    return merges
+    def _added(
+        self, name: str, added: Mapping[Any, Any], vocab: Mapping[str, int]
+    ) -> dict[str, SpecialToken]:
+        """Tokens with a given id, which is that of the vocabulary or the next after it."""
+        special: dict[str, SpecialToken] = {}
+        if not all(map(_is_id, added)):
+            raise self.wrong(name, "gives a token an id that is no whole number")
+        size = len(vocab)
+        for index, value in sorted(added.items()):
+            content, normalized = self._content(name, value)
+            expected = vocab.get(content, size)
+            if index != expected:
+                raise self.wrong(
+                    name,
+                    f"gives the added token {shown(content)} the id {index}",
+                    f"It is {expected} by vocab.json and the tokens added before.",
+                )
+            size += content not in vocab
+            special[content] = SpecialToken(content, index, normalized)
+        return special
 
-
-def _special_tokens(
-    folder: Path, config: Mapping[str, Any], vocab: Mapping[str, int]
-) -> tuple[dict[str, str], tuple[SpecialToken, ...]]:
-    """The content of each named token, and all tokens that are cut out."""
-    where = folder / "tokenizer_config.json"
-    named: dict[str, Any] = {**_DEFAULTS, **{k: config[k] for k in _NAMED if config.get(k)}}
-    if "added_tokens_decoder" in config:
-        decoder = config["added_tokens_decoder"]
-        if not isinstance(decoder, dict) or not all(key.isdecimal() for key in decoder):
-            raise ValueError(f"{where} has an added_tokens_decoder that is no table of ids.")
-        added = {int(key): value for key, value in decoder.items()}
-    else:  # written before that option existed
-        table = _json_object(folder / "special_tokens_map.json", missing={})
-        named |= {name: table[name] for name in _NAMED if table.get(name)}
-        where = folder / "added_tokens.json"
-        contents = {_content(folder, value)[0] for value in named.values()}
-        added = {
-            index: {"content": token, "normalized": token not in contents}
-            for token, index in _json_object(where, missing={}).items()
-        }
-    special = _added(where, added, vocab)
-    found = {name: _content(folder, named[name]) for name in _NAMED if name in named}
-    known = set(special)
-    for content, normalized in dict.fromkeys(found.values()):
-        if content not in vocab and content not in known:
-            raise ValueError(f"{folder}: the special token {content!r} is not in vocab.json.")
-        if content not in known:
-            special[content] = SpecialToken(content, vocab[content], normalized)
-    return {name: found[name][0] for name in _DEFAULTS}, tuple(special.values())
-
-
-def _added(
-    where: Path, added: Mapping[Any, Any], vocab: Mapping[str, int]
-) -> dict[str, SpecialToken]:
-    """Tokens with a given id, which is that of the vocabulary or the next after it."""
-    special: dict[str, SpecialToken] = {}
-    if not all(isinstance(index, int) for index in added):
-        raise ValueError(f"{where} gives a token an id that is no whole number.")
-    size = len(vocab)
-    for index, value in sorted(added.items()):
-        content, normalized = _content(where, value)
-        expected = vocab.get(content, size)
-        if index != expected:
-            raise ValueError(
-                f"{where} gives the added token {content!r} the id {index}; it is {expected} by "
-                "vocab.json and the tokens added before."
-            )
-        size += content not in vocab
-        special[content] = SpecialToken(content, index, normalized)
-    return special
-
-
-def _content(where: Path, value: Any) -> tuple[str, bool]:
-    """The string of an added token, and whether it is looked for in the cleaned text."""
-    if isinstance(value, str):
-        return value, False
-    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise ValueError(f"{where} has the token {value!r}; it is a string or has a content.")
-    for option in ("lstrip", "rstrip", "single_word"):
-        if value.get(option):
-            raise ValueError(
-                f"{where} has {option} for the token {value['content']!r}, which is not supported."
-            )
-    if not value["content"]:
-        raise ValueError(f"{where} has a token with an empty content.")
-    return value["content"], bool(value.get("normalized", not value.get("special", False)))
+    def _content(self, name: str, value: Any) -> tuple[str, bool]:
+        """The string of an added token, and whether it is looked for in the cleaned text."""
+        if isinstance(value, str):
+            value = {"content": value, "special": True}
+        content = value.get("content") if isinstance(value, dict) else None
+        if not isinstance(content, str) or not content:
+            raise self.wrong(name, f"has the token {shown(value)}, which has no content")
+        for option in ("lstrip", "rstrip", "single_word"):
+            if value.get(option):
+                what = f"has {option} for the token {shown(content)}"
+                raise self.wrong(name, what, "This is not supported.")
+        return content, bool(value.get("normalized", not value.get("special", False)))
