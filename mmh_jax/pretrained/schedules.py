@@ -6,14 +6,13 @@ a sampler, which does not.  Here the process is read,
     alpha_bar_t = prod_{i <= t} (1 - beta_i),   t = 0 ... T - 1  (T = 1000),
 
 with the same t that the network is told, so that `noise.DDPM` is met at whole t; and the options of
-the sampler that say at which t to evaluate.  Betas:
+the sampler that say at which t to evaluate.  `beta_schedule`, for i = 0 ... T - 1, is one of
 
-| `beta_schedule`     | beta_i, for i = 0 ... T - 1                                            |
-|---------------------|------------------------------------------------------------------------|
-| `linear`            | from `beta_start` to `beta_end` (Ho 2020)                              |
-| `scaled_linear`     | the square of a line from sqrt(`beta_start`) to sqrt(`beta_end`)       |
-| `squaredcos_cap_v2` | 1 - f(i + 1) / f(i), f(i) = cos^2((i/T + .008) / 1.008 pi / 2), <= .999 |
-| `sigmoid`           | `beta_start` + sigmoid(from -6 to 6) (`beta_end` - `beta_start`)       |
+    linear              from `beta_start` to `beta_end` in equal steps (Ho et al. 2020)
+    scaled_linear       the square of steps from sqrt(`beta_start`) to sqrt(`beta_end`)
+    squaredcos_cap_v2   1 - f(i + 1) / f(i), at most .999 (Nichol & Dhariwal 2021), with
+                        f(i) = cos^2((i / T + .008) / 1.008 * pi / 2)
+    sigmoid             `beta_start` + sigmoid(-6 ... 6) * (`beta_end` - `beta_start`)
 
 Stable Diffusion is `scaled_linear`; read as `linear`, its noise levels are too large, by up to a
 factor of 1.7.  Flow matching (Stable Diffusion 3) has x_t = (1 - t) x0 + t eps, and its network is told
@@ -227,7 +226,7 @@ def process_of(
     >>> config = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear"}
     >>> config |= {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
     >>> process = process_of(config)  # Stable Diffusion 1
-    >>> float(process.schedule.sigma(999).round(2))
+    >>> round(float(process.schedule.sigma(999)), 2)
     14.61
     """
     return _Config(dict(config), caller, path).process()
