@@ -6,7 +6,7 @@ a sampler, which does not.  Here the process is read,
     alpha_bar_t = prod_{i <= t} (1 - beta_i),   t = 0 ... T - 1  (T = 1000),
 
 with the same t that the network is told, so that `noise.DDPM` is met at whole t; and the options of
-the sampler that say at which t to evaluate.  `beta_schedule`, for i = 0 ... T - 1, is one of
+the sampler that say at which t to evaluate.  `beta_schedule` says beta_i, i = 0 ... T - 1:
 
     linear              from `beta_start` to `beta_end` in equal steps (Ho et al. 2020)
     scaled_linear       the square of steps from sqrt(`beta_start`) to sqrt(`beta_end`)
@@ -15,8 +15,8 @@ the sampler that say at which t to evaluate.  `beta_schedule`, for i = 0 ... T -
     sigmoid             `beta_start` + sigmoid(-6 ... 6) * (`beta_end` - `beta_start`)
 
 Stable Diffusion is `scaled_linear`; read as `linear`, its noise levels are too large, by up to a
-factor of 1.7.  Flow matching (Stable Diffusion 3) has x_t = (1 - t) x0 + t eps, and its network is told
-T t; `shift` moves only the steps of the sampler.
+factor of 1.7.  Flow matching (Stable Diffusion 3) has x_t = (1 - t) x0 + t eps, and its network is
+told T t; `shift` moves only the steps of the sampler.
 """
 
 from __future__ import annotations

@@ -8,9 +8,13 @@ needs torch, diffusers and transformers.  The tests read the files without them.
 import sys
 from pathlib import Path
 
+import make_clip
 import make_tokenizer
 
-FAMILIES = {"tokenizer": make_tokenizer.make}
+FAMILIES = {
+    "clip": make_clip.make,
+    "tokenizer": make_tokenizer.make,
+}
 
 if __name__ == "__main__":
     for family in sys.argv[1:] or FAMILIES:
