@@ -7,6 +7,7 @@ from mmh_jax.pretrained.autoencoder import AutoencoderKL, Posterior
 from mmh_jax.pretrained.block_names import current_name
 from mmh_jax.pretrained.conditional_unet import Condition, UNet2DConditionModel
 from mmh_jax.pretrained.files import read_json
+from mmh_jax.pretrained.layers import abstract
 from mmh_jax.pretrained.tensors import Tensors, open_safetensors, open_weights
 from mmh_jax.pretrained.unet import UNet2DModel
 from mmh_jax.pretrained.weights import flatten, layout, restore, save
@@ -18,6 +19,7 @@ __all__ = [
     "Tensors",
     "UNet2DConditionModel",
     "UNet2DModel",
+    "abstract",
     "current_name",
     "flatten",
     "layout",
