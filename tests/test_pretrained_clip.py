@@ -7,17 +7,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pretrained_cases as cases
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from mmh_jax.pretrained import layout, restore, save
+from mmh_jax.pretrained import abstract, layout, restore, save
 from mmh_jax.pretrained.clip import CLIPTextModel, load_text_encoder, published_name
 
 HERE = Path(__file__).parent / "data" / "pretrained"
 sys.path.insert(0, str(HERE))
 import make_clip as making  # noqa: E402
-from drawing import draw  # noqa: E402
 
 FIXTURE = load_file(HERE / "clip.safetensors")
 
@@ -30,7 +30,7 @@ def ours(case, dtype="float32"):
     def make():
         return build(making.CASES[case])
 
-    tensors = draw(layout(nnx.eval_shape(make)))
+    tensors = cases.weights(layout(abstract(make)))
     return restore(make, tensors, caller="load", dtype=dtype)
 
 
@@ -93,8 +93,8 @@ def test_skipped_layers():
     encoding = jax.jit(lambda ids: encoder(ids))(making.IDS[0])
     np.testing.assert_allclose(encoder.skipped(encoding, 0), encoding.last, atol=1e-6)
     fewer = making.CASES["sd1"] | {"num_hidden_layers": 2}
-    names = layout(nnx.eval_shape(lambda: build(fewer)))
-    shorter = restore(lambda: build(fewer), draw(names), caller="load")
+    names = layout(abstract(lambda: build(fewer)))
+    shorter = restore(lambda: build(fewer), cases.weights(names), caller="load")
     expected = jax.jit(lambda ids: shorter(ids))(making.IDS[0])
     np.testing.assert_allclose(encoder.skipped(encoding, 1), expected.last, atol=1e-6)
     with pytest.raises(ValueError, match="from 0 to 3"):
@@ -125,7 +125,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_full_size_has_the_published_parameters(name):
     config, (tensors, parameters) = PUBLISHED[name]
-    shapes = layout(nnx.eval_shape(lambda: build(config)))
+    shapes = layout(abstract(lambda: build(config)))
     assert len(shapes) == tensors
     assert sum(map(np.prod, shapes.values())) == parameters
     assert shapes["text_model.embeddings.token_embedding.weight"] == (49408, config["hidden_size"])

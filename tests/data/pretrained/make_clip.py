@@ -1,7 +1,7 @@
 """`clip.safetensors`: what transformers' text encoders answer."""
 
 import numpy as np
-from drawing import load
+import pretrained_cases as cases
 from safetensors.numpy import save
 
 SIZES = {
@@ -29,6 +29,16 @@ def published(name):
     return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
 
 
+def load(module, rename=lambda name: name):
+    """A PyTorch module with drawn weights; `rename` gives the published name of its own."""
+    import torch
+
+    state = module.state_dict()
+    drawn = cases.weights({rename(name): tuple(value.shape) for name, value in state.items()})
+    module.load_state_dict({name: torch.from_numpy(drawn[rename(name)]) for name in state})
+    return module.eval().requires_grad_(False)
+
+
 def reference(case):
     """The PyTorch module with drawn weights."""
     import transformers
@@ -36,7 +46,7 @@ def reference(case):
     config = CASES[case]
     names = config.get("architectures", ["CLIPTextModel"])
     module = getattr(transformers, names[0])(transformers.CLIPTextConfig(**config))
-    return load(module, rename=published)
+    return load(module, published)
 
 
 def answers(case, module=None):
