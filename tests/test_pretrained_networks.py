@@ -1,11 +1,9 @@
 """Networks with published names beside the PyTorch ones, whose answers are in `data/pretrained`."""
 
 import functools
-import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pretrained_cases as cases
 import pytest

@@ -5,24 +5,39 @@ Files are read as data, JSON and safetensors: nothing in them is executed or unp
 
 from mmh_jax.pretrained.autoencoder import AutoencoderKL, Posterior
 from mmh_jax.pretrained.block_names import current_name
+from mmh_jax.pretrained.clip import CLIPTextModel, TextEncoding, load_text_encoder
 from mmh_jax.pretrained.conditional_unet import Condition, UNet2DConditionModel
 from mmh_jax.pretrained.files import read_json
+from mmh_jax.pretrained.layers import abstract
+from mmh_jax.pretrained.schedules import Process, load_process, process_of
 from mmh_jax.pretrained.tensors import Tensors, open_safetensors, open_weights
+from mmh_jax.pretrained.tokenizer import SpecialToken, Tokenizer
+from mmh_jax.pretrained.tokenizer_files import load_tokenizer
 from mmh_jax.pretrained.unet import UNet2DModel
 from mmh_jax.pretrained.weights import flatten, layout, restore, save
 
 __all__ = [
     "AutoencoderKL",
+    "CLIPTextModel",
     "Condition",
     "Posterior",
+    "Process",
+    "SpecialToken",
     "Tensors",
+    "TextEncoding",
+    "Tokenizer",
     "UNet2DConditionModel",
     "UNet2DModel",
+    "abstract",
     "current_name",
     "flatten",
     "layout",
+    "load_process",
+    "load_text_encoder",
+    "load_tokenizer",
     "open_safetensors",
     "open_weights",
+    "process_of",
     "read_json",
     "restore",
     "save",

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmh_jax.pretrained.layers import Linear, wide
+from mmh_jax.pretrained.layers import Linear, initial, wide
 from mmh_jax.typing import Array
 
 __all__ = ["FourierProjection", "TimestepEmbedding", "timestep_embedding"]
@@ -82,7 +82,9 @@ class FourierProjection(nnx.Module):
         flip_sin_to_cos: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.weight = nnx.Param(scale * jax.random.normal(rngs.params(), (num,)))
+        self.weight = initial(
+            lambda key, shape: scale * jax.random.normal(key, shape), rngs, (num,)
+        )
         self.log = log
         self.flip_sin_to_cos = flip_sin_to_cos
 

@@ -24,6 +24,7 @@ import numpy as np
 from flax import nnx
 
 from mmh_jax.data.files import PathLike
+from mmh_jax.pretrained.layers import abstract
 from mmh_jax.typing import Array
 
 __all__ = ["flatten", "layout", "restore", "save"]
@@ -45,10 +46,10 @@ def layout(network: nnx.Module) -> dict[str, tuple[int, ...]]:
     """The published shape of every parameter by its published name.
 
     Args:
-        network: may be abstract, from `nnx.eval_shape`.
+        network: may be abstract, from `abstract`.
 
     >>> from mmh_jax.pretrained import layers
-    >>> layout(nnx.eval_shape(lambda: layers.Conv(3, 8, rngs=nnx.Rngs(0))))
+    >>> layout(layers.abstract(lambda: layers.Conv(3, 8, rngs=nnx.Rngs(0))))
     {'bias': (8,), 'weight': (8, 3, 3, 3)}
     """
     found = {}
@@ -108,13 +109,13 @@ def restore(
     """
     if dtype not in ("float32", "bfloat16", "float64"):
         raise ValueError(f"`{caller}(dtype={dtype!r})` must be 'float32' or 'bfloat16'.")
-    abstract = nnx.eval_shape(build)
-    expected = layout(abstract)
+    empty = abstract(build)
+    expected = layout(empty)
     sources = _sources(tensors, rename, caller, path)
     _check_names(expected, sources, tensors, caller, path)
-    graph, params, rest = nnx.split(abstract, nnx.Param, ...)
+    graph, params, rest = nnx.split(empty, nnx.Param, ...)
     if jax.tree.leaves(rest):
-        raise TypeError(f"`{caller}`: {type(abstract).__name__} has state that is no parameter.")
+        raise TypeError(f"`{caller}`: {type(empty).__name__} has state that is no parameter.")
     put = (lambda _, array: jnp.asarray(array)) if place is None else place
     flat = []
     for keys, variable in nnx.to_flat_state(params):

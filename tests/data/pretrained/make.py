@@ -18,6 +18,8 @@ from safetensors.numpy import save_file
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
+import make_clip  # noqa: E402
+import make_tokenizer  # noqa: E402
 import pretrained_cases as cases  # noqa: E402
 
 
@@ -114,6 +116,8 @@ def layouts():
 MAKERS = {
     **{family: lambda family=family: family_of_networks(family) for family in cases.FAMILIES},
     "layouts": layouts,
+    "clip": lambda: make_clip.make(HERE),
+    "tokenizer": lambda: make_tokenizer.make(HERE),
 }
 
 if __name__ == "__main__":
