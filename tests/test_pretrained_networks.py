@@ -241,6 +241,7 @@ SMALL, LARGE = "conditional_unet", "autoencoder"
     [
         ("unet", "ddpm", {"more_heads": 3}, "not known here: more_heads"),
         ("unet", "ddpm", {"block_out_channels": [8]}, "must agree"),
+        ("unet", "ddpm", {"block_out_channels": [8, 0]}, "positive"),
         ("unet", "ddpm", {"block_out_channels": "8"}, "block_out_channels=8; it takes"),
         ("unet", "ddpm", {"block_out_channels": [8, -1]}, "it takes"),
         ("unet", "ddpm", {"block_out_channels": [8, 10**9]}, "it takes"),
