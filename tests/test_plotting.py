@@ -86,7 +86,7 @@ def test_it_leaves_pyplot_and_the_style_alone(monkeypatch):
     import matplotlib as mpl
 
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would now fail
-    before = {name: mpl.rcParams[name] for name in plotting._STYLE}
+    before = {name: mpl.rcParams[name] for name in plotting.STYLE}
     dimension_figure(*estimates(20), images=np.zeros((20, 4, 4))).canvas.draw()
     assert {name: mpl.rcParams[name] for name in before} == before
 

@@ -39,6 +39,20 @@ def test_spread_is_that_of_the_noise_that_is_let_through(x64):
     np.testing.assert_allclose(found.value, through.var(axis=0, ddof=1).sum(), rtol=1e-9)
 
 
+def test_the_loss_and_its_mean_with_the_spread_are_of_the_same_draws(x64):
+    model, x = gaussian()
+    draws = {"key": KEY, "num_samples": 50, "chunk_size": 7}
+    found = lid.denoised_return(model, x, SIGMA, **draws)
+    through, kept = gains(SIGMA) * noises(KEY, 50, jnp.float64), (1 - gains(SIGMA)) * Y / SIGMA
+    losses = ((through - kept) ** 2).sum(axis=1)
+    np.testing.assert_allclose(found.dimension.value, losses.mean(), rtol=1e-9)
+    loss = lid.denoising_loss(model, x, SIGMA, ratio=None, **draws)
+    np.testing.assert_allclose(found.dimension, loss, rtol=1e-12)
+    assert found.spread == lid.denoised_spread(model, x, SIGMA, **draws)
+    both = found.dimension.value * found.spread.value
+    np.testing.assert_allclose(found.mean.value, both**0.5, rtol=1e-12)
+
+
 def test_spread_and_its_error_in_the_mean(x64):
     model, x = gaussian()
     truth = np.sum(gains(SIGMA) ** 2)
@@ -195,6 +209,7 @@ def test_detectors_read_them():
     names = [
         "denoised_spread", "regeneration", "regeneration_spread", "regeneration_log_ratio_baseline",
         "denoised_spread_log_ratio_baseline", "regeneration_spread_log_ratio_baseline",
+        "denoised_mean_log_ratio_baseline",
     ]  # fmt: skip
     found = mem.scores(names, subject, settings, key=KEY)
     assert found.evaluations["denoised_spread"] == 8

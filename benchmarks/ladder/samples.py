@@ -36,9 +36,11 @@ from mmh_jax import memorization as mem
 
 LID_DETECTORS = (
     "flipd", "projected_flipd", "expected_flipd", "projected_trace", "eigenvalue_count",
-    "soft_count", "denoising_loss", "denoised_spread", "regeneration", "regeneration_spread",
+    "soft_count", "denoising_loss", "denoised_spread", "denoised_mean", "regeneration",
+    "regeneration_spread",
     "projected_trace_log_ratio_baseline", "denoised_spread_log_ratio_baseline",
-    "regeneration_log_ratio_baseline", "regeneration_spread_log_ratio_baseline",
+    "denoised_mean_log_ratio_baseline", "regeneration_log_ratio_baseline",
+    "regeneration_spread_log_ratio_baseline",
     "regeneration_mean", "regeneration_mean_log_ratio_baseline",
 )  # fmt: skip
 OTHERS = ("residual", "score_norm", "png_bytes", "zlib_bytes", "pixel_variance")

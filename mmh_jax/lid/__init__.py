@@ -13,7 +13,7 @@ from mmh_jax.lid.danco import (
     nearest_ball,
 )
 from mmh_jax.lid.decoder_rank import Inverse, decoder_spectrum, invert, rank_at_noise
-from mmh_jax.lid.denoised_spread import denoised_spread
+from mmh_jax.lid.denoised_spread import Returned, denoised_return, denoised_spread
 from mmh_jax.lid.denoising_loss import denoising_loss
 from mmh_jax.lid.duplicates import Duplicates, find_duplicates
 from mmh_jax.lid.flipd import Curve, Flipd, flipd, flipd_curve, residual_bound
@@ -70,6 +70,7 @@ __all__ = [
     "Inverse",
     "Neighbors",
     "Plateau",
+    "Returned",
     "Spectrum",
     "TangentSpace",
     "abid",
@@ -85,6 +86,7 @@ __all__ = [
     "danco_calibration",
     "danco_statistics",
     "decoder_spectrum",
+    "denoised_return",
     "denoised_spread",
     "denoising_loss",
     "ess",

@@ -4,7 +4,8 @@ r"""Detectors of memorization, by name: a score for each point, larger = more me
 |------------------------------------------------------------------------|------------------------|
 | `flipd`, `projected_`, `thresholded_`, `tangential_`, `expected_flipd`,|                        |
 | `projected_trace`, `eigenvalue_count`, `soft_count`, `normal_bundle`,  |                        |
-| `denoising_loss`, `denoised_spread`, `residual`, `score_norm`          | the model at the point |
+| `denoising_loss`, `denoised_spread`, `denoised_mean`, `residual`,      | the model at the point |
+| `score_norm`                                                           |                        |
 | `regeneration`, `regeneration_spread`, `regeneration_mean`             | its sampler from there |
 | `*_unconditional`, `*_difference`, `*_log_ratio`; `cfg_norm` and its   |                        |
 | kin, `sharpness`, `curvature_difference`, `anisotropy`, ...            | a conditional pair     |
@@ -149,7 +150,8 @@ DETECTORS: dict[str, Detector] = {
         _of_one("soft_count", "soft_count", _minus),
         _of_one("normal_bundle", "normal_bundle", _bundle_rank),
         _of_one("denoising_loss", "denoising_loss", _minus),
-        _of_one("denoised_spread", "spread_of_denoiser", _minus),
+        _of_one("denoised_spread", "spread_of_denoiser", lambda r: _minus(r.spread)),
+        _of_one("denoised_mean", "spread_of_denoiser", lambda r: _minus(r.mean)),
         _of_one("regeneration", "regeneration_of_denoiser", lambda r: _minus(r.dimension)),
         _of_one("regeneration_spread", "regeneration_of_denoiser", lambda r: _minus(r.spread)),
         _of_one("regeneration_mean", "regeneration_of_denoiser", lambda r: _minus(r.mean)),
@@ -174,7 +176,14 @@ DETECTORS: dict[str, Detector] = {
             "baseline",
         ),
         _of_two(
-            "denoised_spread_log_ratio_baseline", "spread", lambda e: e, _log_ratio, "baseline"
+            "denoised_spread_log_ratio_baseline",
+            "spread",
+            lambda r: r.spread,
+            _log_ratio,
+            "baseline",
+        ),
+        _of_two(
+            "denoised_mean_log_ratio_baseline", "spread", lambda r: r.mean, _log_ratio, "baseline"
         ),
         _of_two(
             "regeneration_log_ratio_baseline",

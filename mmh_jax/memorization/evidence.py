@@ -117,7 +117,7 @@ def _spread_of(which: str) -> Quantity:
     def compute(at: At, found: Mapping[str, Any], key: Key) -> Any:
         num_samples = at.settings.num_samples
         model = getattr(at, which)
-        return lid.denoised_spread(model, at.x, at.sigma, key=key, num_samples=num_samples)
+        return lid.denoised_return(model, at.x, at.sigma, key=key, num_samples=num_samples)
 
     reads = () if which == "denoiser" else (which,)
     return Quantity(compute, lambda dim, settings: settings.num_samples, reads)

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmh_jax.lid.denoised_spread import geometric_mean
 from mmh_jax.linalg.operator import check_positive, in_chunks, mean_and_stderr
 from mmh_jax.sample import solve
 from mmh_jax.typing import (
@@ -61,9 +62,7 @@ class Regeneration(NamedTuple):
     @property
     def mean(self) -> Estimate:
         """The geometric mean of both; its error is an upper bound, that of perfect correlation."""
-        value = jnp.sqrt(self.dimension.value * self.spread.value)
-        parts = [each.stderr / each.value for each in (self.dimension, self.spread)]
-        return Estimate(value, jnp.where(value == 0, 0.0, value * (parts[0] + parts[1]) / 2))
+        return geometric_mean(self.dimension, self.spread)
 
 
 def regeneration(

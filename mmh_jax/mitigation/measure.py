@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mmh_jax import lid, linalg
-from mmh_jax.linalg.operator import check_positive, in_chunks, products_of
+from mmh_jax.linalg.operator import products_of
 from mmh_jax.typing import Array, ArrayLike, Denoiser, Key
 
 __all__ = ["DenoisedLid", "JacobianTrace", "Measure"]
@@ -130,22 +130,11 @@ class DenoisedLid:
         return found if self.baseline is None else found - self._log_lid(self.baseline, y)
 
     def _log_lid(self, denoiser: Denoiser, y: Array) -> Array:
+        draws = {"key": self.key, "num_samples": self.num_samples}
         if not self.spread:
-            loss = lid.denoising_loss(
-                denoiser, y, self.sigma, key=self.key, num_samples=self.num_samples, ratio=None
-            )
-            return _log(loss.value)
-        s, num = jnp.asarray(self.sigma, y.dtype), self.num_samples
-        check_positive("DenoisedLid", "num_samples", num, least=2)
-
-        def draw(key: Key) -> Array:
-            return denoiser(y + s * jax.random.normal(key, y.shape, y.dtype), s)
-
-        denoised = in_chunks(draw, jax.random.split(self.key, num), 32)
-        center = jnp.mean(denoised, axis=0)
-        spread = jnp.sum((denoised - center) ** 2) / s**2
-        loss = spread + num * jnp.sum((center - y) ** 2) / s**2
-        return (_log(loss / num) + _log(spread / (num - 1))) / 2
+            return _log(lid.denoising_loss(denoiser, y, self.sigma, ratio=None, **draws).value)
+        parts = lid.denoised_return(denoiser, y, self.sigma, **draws)
+        return sum(_log(part.value) for part in parts) / 2  # pyright: ignore
 
     def condition(self, cond: Any) -> DenoisedLid:
         """With the condition bound in the baseline, too."""
