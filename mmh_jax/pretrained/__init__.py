@@ -1,4 +1,4 @@
-"""Published checkpoints: their formats, and their networks in Flax with the published names.
+"""Published checkpoints: `load(folder)`; their formats, and their networks in Flax.
 
 Files are read as data, JSON and safetensors: nothing in them is executed or unpickled.
 """
@@ -9,7 +9,9 @@ from mmh_jax.pretrained.clip import CLIPTextModel, TextEncoding, load_text_encod
 from mmh_jax.pretrained.conditional_unet import Condition, UNet2DConditionModel
 from mmh_jax.pretrained.files import read_json
 from mmh_jax.pretrained.layers import abstract
+from mmh_jax.pretrained.pipeline import Unconditional, load
 from mmh_jax.pretrained.schedules import Process, load_process, process_of
+from mmh_jax.pretrained.stable_diffusion import StableDiffusion
 from mmh_jax.pretrained.tensors import Tensors, open_safetensors, open_weights
 from mmh_jax.pretrained.tokenizer import SpecialToken, Tokenizer
 from mmh_jax.pretrained.tokenizer_files import load_tokenizer
@@ -23,15 +25,18 @@ __all__ = [
     "Posterior",
     "Process",
     "SpecialToken",
+    "StableDiffusion",
     "Tensors",
     "TextEncoding",
     "Tokenizer",
     "UNet2DConditionModel",
     "UNet2DModel",
+    "Unconditional",
     "abstract",
     "current_name",
     "flatten",
     "layout",
+    "load",
     "load_process",
     "load_text_encoder",
     "load_tokenizer",
