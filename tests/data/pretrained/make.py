@@ -20,6 +20,7 @@ sys.path.insert(0, str(HERE.parent.parent))
 
 import make_clip  # noqa: E402
 import make_tokenizer  # noqa: E402
+import make_transformer  # noqa: E402
 import pretrained_cases as cases  # noqa: E402
 
 
@@ -118,6 +119,7 @@ MAKERS = {
     "layouts": layouts,
     "clip": lambda: make_clip.make(HERE),
     "tokenizer": lambda: make_tokenizer.make(HERE),
+    "transformer": lambda: make_transformer.make(HERE),
 }
 
 if __name__ == "__main__":
