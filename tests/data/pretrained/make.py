@@ -19,8 +19,10 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
 import make_clip  # noqa: E402
+import make_edm  # noqa: E402
 import make_pipeline  # noqa: E402
 import make_tokenizer  # noqa: E402
+import make_transformer  # noqa: E402
 import pretrained_cases as cases  # noqa: E402
 
 
@@ -118,8 +120,10 @@ MAKERS = {
     **{family: lambda family=family: family_of_networks(family) for family in cases.FAMILIES},
     "layouts": layouts,
     "clip": lambda: make_clip.make(HERE),
+    "edm": lambda: make_edm.make(HERE),
     "pipeline": lambda: make_pipeline.make(HERE),
     "tokenizer": lambda: make_tokenizer.make(HERE),
+    "transformer": lambda: make_transformer.make(HERE),
 }
 
 if __name__ == "__main__":
