@@ -89,6 +89,7 @@ BAD = {
     "backwards": (raw({"a": entry(offsets=(8, 0))}, b"\0" * 8), "second is smaller"),
     "truncated": (raw({"a": entry()}, b"\0" * 7), "truncated: 'a' ends at byte"),
     "wrong size": (raw({"a": entry(shape=(3,))}, b"\0" * 8), "takes 12"),
+    "small shape": (raw({"a": entry(shape=(1,))}, b"\0" * 8), "takes 4"),
     "overlap": (
         raw({"a": entry(), "b": entry(offsets=(4, 12))}, b"\0" * 12), "'b' overlap with 'a'"
     ),

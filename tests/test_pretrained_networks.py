@@ -15,7 +15,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from mmh_jax import nn, pretrained
-from mmh_jax.pretrained.layers import attend
+from mmh_jax.pretrained import layers
 
 DATA = Path(__file__).parent / "data" / "pretrained"
 QUICKLY = {  # each kind of block, embedding and attention is in one of them
@@ -166,17 +166,20 @@ def test_chunks_of_attention_change_nothing(family, case):
         assert error(value, published(family, case)[name]) < 5e-5, name
 
 
-def sizes_in(jaxpr):
-    """The sizes of all arrays that a program makes, inside its loops too."""
+def equations_in(jaxpr):
+    """All equations of a program, those inside its loops too."""
     for equation in jaxpr.eqns:
-        yield from (np.prod(var.aval.shape, dtype=int) for var in equation.outvars)
-        for inner in jax.tree.leaves(
-            list(equation.params.values()),
-            is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr"),
-        ):
-            inner = getattr(inner, "jaxpr", inner)
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                yield from sizes_in(inner)
+                yield from equations_in(inner)
+
+
+def sizes_in(jaxpr):
+    """The sizes of all arrays that a program makes."""
+    for equation in equations_in(jaxpr):
+        yield from (np.prod(var.aval.shape, dtype=int) for var in equation.outvars)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +192,7 @@ def test_chunked_attention_has_no_large_scores(order):
 
     def make(chunk):
         def value(q):
-            return attend(q, k, v, bias=bias, chunk=chunk)
+            return layers.attend(q, k, v, bias=bias, chunk=chunk)
 
         def grad(q):
             return jax.grad(lambda q: jnp.sum(jnp.sin(value(q))))(q)
@@ -206,6 +209,24 @@ def test_chunked_attention_has_no_large_scores(order):
     # itself has 40 x 36.
     whole, parts = (max(sizes_in(jax.make_jaxpr(make(chunk))(q).jaxpr)) for chunk in (None, 5))
     assert whole >= 2 * 36 * 36 > parts
+
+
+def test_statistics_and_softmax_are_in_float32():
+    half = jnp.ones((6, 2, 4), jnp.bfloat16)
+    group, layer = layers.GroupNorm(2, 4), layers.LayerNorm(4)
+    for function, name in (
+        (lambda x: layers.attend(x, x, x), "exp"),
+        (lambda x: layers.attend(x, x, x, chunk=4), "exp"),
+        (group, "rsqrt"),
+        (group, "reduce_sum"),
+        (layer, "rsqrt"),
+        (layer, "reduce_sum"),
+    ):
+        assert jax.eval_shape(function, half).dtype == jnp.bfloat16
+        equations = equations_in(jax.make_jaxpr(function)(half).jaxpr)
+        found = [e.outvars[0].aval.dtype for e in equations if e.primitive.name == name]
+        assert found
+        assert set(found) == {jnp.dtype("float32")}, name
 
 
 def test_old_names_of_attention():
