@@ -334,10 +334,17 @@ def test_placing_sees_every_parameter_once():
     assert sorted(name for name, _ in seen) == sorted(weights.layout(build()))
 
 
-# Fuzzing: whatever the bytes, an error of ours or the tensors, in bounded time and memory.
+# Fuzzing: whatever the bytes, an error of ours or the tensors, in bounded time and memory.  For
+# ten minutes of it: MMH_JAX_FUZZ_EXAMPLES=30000 pytest -k fuzz tests/test_pretrained_files.py
 
 EXAMPLES = int(os.environ.get("MMH_JAX_FUZZ_EXAMPLES", "60"))
 FUZZED = settings(max_examples=EXAMPLES, deadline=None)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    """One folder for all examples."""
+    return tmp_path_factory.mktemp("fuzz")
 
 
 def opened(path):
@@ -355,8 +362,8 @@ def opened(path):
 
 @FUZZED
 @given(data=st.data())
-def test_fuzz_damaged_files(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("fuzz") / "x.safetensors"
+def test_fuzz_damaged_files(data, scratch):
+    path = scratch / "x.safetensors"
     arrays = some_arrays()
     save_file(arrays, path, {"format": "pt"})
     content = bytearray(path.read_bytes())
@@ -397,8 +404,8 @@ ENTRY = st.fixed_dictionaries(
     data=st.binary(max_size=32),
     length=st.none() | st.integers(0, 2**64 - 1) | st.integers(0, 64),
 )
-def test_fuzz_hostile_headers(header, data, length, tmp_path_factory):
-    path = tmp_path_factory.mktemp("fuzz") / "x.safetensors"
+def test_fuzz_hostile_headers(header, data, length, scratch):
+    path = scratch / "x.safetensors"
     path.write_bytes(raw(header, data, length))
     found = opened(path)
     if found is not None:  # what is accepted has exactly the file's bytes
@@ -415,8 +422,8 @@ def test_fuzz_hostile_headers(header, data, length, tmp_path_factory):
     )
     | JSON
 )
-def test_fuzz_hostile_indices(where, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fuzz")
+def test_fuzz_hostile_indices(where, scratch):
+    folder = scratch
     write_shards(folder, where, one=A, two=B)
     try:
         found = pretrained.open_weights(folder, caller="load")
