@@ -6,6 +6,7 @@ import pickle
 
 import jax.numpy as jnp
 import numpy as np
+import pretrained_cases as cases
 import pytest
 from flax import nnx
 from hypothesis import given, settings
@@ -432,3 +433,36 @@ def test_fuzz_hostile_indices(where, scratch):
         return
     for name in found:
         np.testing.assert_array_equal(found[name], (A | B)[name])
+
+
+NAMES = {
+    name for members in cases.FAMILIES.values() for config in members.values() for name in config
+}
+NAMES = sorted(NAMES | {"attention_head_dim", "only_cross_attention", "more"})
+PREFIXES = ("`UNet2D", "`AutoencoderKL", "`GroupNorm", "`Conv", "`Linear", "`Embedding")
+VALUES = (
+    JSON
+    | SIZES
+    | st.lists(SIZES, max_size=3)
+    | st.sampled_from([[8, 8], [0, 8], [8, 10**6], [[1], [1]], 0, 1, -1, 0.5, "DownBlock2D"])
+)
+
+
+@settings(max_examples=max(15, EXAMPLES // 10), deadline=None)
+@given(
+    family=st.sampled_from(list(cases.FAMILIES)),
+    change=st.dictionaries(st.sampled_from(NAMES), VALUES, min_size=1, max_size=2),
+    data=st.data(),
+)
+def test_fuzz_hostile_configurations(family, change, data):
+    case = data.draw(st.sampled_from(sorted(cases.FAMILIES[family])))
+    kind = getattr(pretrained, cases.CLASSES[family])
+    try:
+        found = pretrained.abstract(
+            lambda: kind(cases.FAMILIES[family][case] | change, rngs=nnx.Rngs(0))
+        )
+    except (ValueError, TypeError) as error:
+        assert str(error).startswith(PREFIXES)  # noqa: PT017
+        assert len(str(error)) < 2000  # noqa: PT017
+    else:
+        assert all(min(shape) > 0 for shape in pretrained.layout(found).values())

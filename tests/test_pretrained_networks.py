@@ -302,6 +302,7 @@ SMALL, LARGE = "conditional_unet", "autoencoder"
         ("unet", "ddpm", {"layers_per_block": 10**5}, "layers_per_block"),
         ("unet", "ddpm", {"down_block_types": ["DownBlock2D", "KDownBlock2D"]}, "'KDownBlock2D'"),
         ("unet", "ddpm", {"up_block_types": ["X", "UpBlock2D"]}, "up_block_types"),
+        ("unet", "ddpm", {"in_channels": 0}, "at least 1"),
         ("unet", "ddpm", {"mid_block_type": "X"}, "mid_block_type='X'"),
         ("unet", "ddpm", {"act_fn": "exec"}, "act_fn='exec'"),
         ("unet", "ddpm", {"norm_num_groups": 3}, "do not divide"),
