@@ -111,9 +111,12 @@ def test_equals_the_published_network(family, case):
         assert error(found[name], value) < limit / 20, name
 
 
-def test_gradients_and_batches():
+@pytest.mark.parametrize(
+    ("family", "case"),
+    [("unet", "old"), pytest.param("conditional_unet", "sdxl", marks=pytest.mark.slow)],
+)
+def test_gradients_and_batches(family, case):
     """One program: values and gradients of two points at once."""
-    family, case = "conditional_unet", "fourier"
     given, expected = cases.inputs(family, case), published(family, case)
     params, maps = functions(family, case, network_of(family, case))
     function = maps["y"][0]
