@@ -235,3 +235,59 @@ def test_a_damaged_file_gives_a_clear_error_or_a_tokenizer(tmp_path_factory, nam
         assert str(folder) in str(error)  # noqa: PT017
     else:
         assert tokenizer("a photograph").shape == (tokenizer.max_length,)
+
+
+# All in one file, as newer versions of transformers write it
+
+
+def whole(folder, pairs=True, **changes):
+    """`tokenizer.json` in the place of `vocab.json` and `merges.txt`."""
+    vocab = making.vocabulary(MERGES)
+    merges = [list(pair) if pairs else " ".join(pair) for pair in MERGES]
+    model = {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": vocab, "merges": merges}
+    added = [
+        {"id": vocab[token], "content": token, "normalized": "start" in token, "special": True}
+        for token in ("<|startoftext|>", "<|endoftext|>")
+    ]
+    content = {"model": model | changes.pop("model", {}), "added_tokens": added} | changes
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<|endoftext|>"}))
+    return folder
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_one_file_is_read_as_the_two(folders, tmp_path, pairs):
+    one, two = load_tokenizer(whole(tmp_path, pairs)), load_tokenizer(folders["sd1"])
+    for text in making.TEXTS:
+        np.testing.assert_array_equal(one(text), two(text))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": None}, "no JSON object|is not of a byte-pair encoding"),
+        ({"model": {"type": "Unigram"}}, "is not of a byte-pair encoding"),
+        ({"model": {"end_of_word_suffix": ""}}, "is not of a byte-pair encoding"),
+        ({"model": {"vocab": []}}, "has no vocabulary and merges"),
+        ({"model": {"merges": [["a"], 3]}}, "where two tokens should be"),
+        ({"added_tokens": [1]}, "no list of tokens"),
+        ({"added_tokens": [{"content": "x"}]}, "no whole number"),
+    ],
+)
+def test_a_wrong_file_of_all_is_refused(tmp_path, changes, message):
+    folder = whole(tmp_path, **{k: v for k, v in changes.items() if v is not None})
+    if changes.get("model", 0) is None:
+        (folder / "tokenizer.json").write_text(json.dumps({"model": None}))
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(folder)
+
+
+def test_what_transformers_writes_now_is_read(folders, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    transformers.CLIPTokenizer.from_pretrained(folders["sd1"]).save_pretrained(tmp_path)
+    if (tmp_path / "vocab.json").exists():
+        pytest.skip("this version writes vocab.json")
+    one, two = load_tokenizer(tmp_path), load_tokenizer(folders["sd1"])
+    for text in making.TEXTS:
+        np.testing.assert_array_equal(one(text), two(text))

@@ -5,6 +5,8 @@ r"""The files of a CLIP tokenizer.
     tokenizer_config.json    special tokens, the length; in newer ones `added_tokens_decoder`
     special_tokens_map.json  special tokens again: overrules an older `tokenizer_config.json`
     added_tokens.json        in older ones: further tokens and their ids
+    tokenizer.json           vocabulary, merges and further tokens in one: all that newer versions
+                             of transformers write, read where there is no vocab.json
 
 Stable Diffusion 1 pads with the end of text, Stable Diffusion 2 and the second tokenizer of SDXL
 with `!`, whose id is 0; both say so in these files.
@@ -84,6 +86,12 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
+def _spaced(pair: Any) -> str:
+    """Two tokens as a line of `merges.txt`; what is no pair of texts becomes no such line."""
+    good = isinstance(pair, list) and all(isinstance(token, str) for token in pair)
+    return " ".join(pair) if good else ""
+
+
 class _Reader:
     """The files of one folder."""
 
@@ -99,8 +107,23 @@ class _Reader:
             return {}
         return read_json(self.folder / name, caller=self.caller)
 
+    def whole(self) -> dict[str, Any] | None:
+        """The model in `tokenizer.json`, if that is all there is."""
+        name = "tokenizer.json"
+        if (self.folder / "vocab.json").is_file() or not (self.folder / name).is_file():
+            return None
+        model: Any = self.json(name).get("model")
+        model = model if isinstance(model, dict) else {}
+        is_known = model.get("type", "BPE") == "BPE" and model.get("end_of_word_suffix") == "</w>"
+        if not is_known or model.get("continuing_subword_prefix"):
+            raise self.wrong(name, "is not of a byte-pair encoding whose words end in </w>")
+        if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
+            raise self.wrong(name, "has no vocabulary and merges")
+        return model
+
     def vocabulary(self) -> dict[str, int]:
-        vocab = self.json("vocab.json")
+        model = self.whole()
+        vocab = self.json("vocab.json") if model is None else model["vocab"]
         for token, index in vocab.items():
             if not _is_id(index):
                 raise self.wrong("vocab.json", f"gives {shown(token)} the id {shown(index)}")
@@ -111,7 +134,11 @@ class _Reader:
     def merges(self, vocab: Mapping[str, int]) -> dict[tuple[int, int], tuple[int, int]]:
         """Ids of left and right to the rank and the id of both joined."""
         found: dict[tuple[int, int], tuple[int, int]] = {}
-        lines = self._text("merges.txt").removesuffix("\n").split("\n")
+        model = self.whole()
+        if model is None:
+            lines = self._text("merges.txt").removesuffix("\n").split("\n")
+        else:  # newer files have pairs, older ones texts
+            lines = [line if isinstance(line, str) else _spaced(line) for line in model["merges"]]
         rank = 0
         for number, line in enumerate(lines, 1):
             if line.startswith("#version"):
@@ -173,6 +200,12 @@ class _Reader:
                 raise self.wrong(where, "has an added_tokens_decoder that is no table of ids")
             added = {int(key): value for key, value in decoder.items()}
             added_in = where
+        elif self.whole() is not None:
+            added_in = "tokenizer.json"
+            listed = self.json(added_in).get("added_tokens") or []
+            if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+                raise self.wrong(added_in, "has added_tokens that are no list of tokens")
+            added = {each.get("id"): each for each in listed}
         else:  # written before that option existed
             table = self.json("special_tokens_map.json", optional=True)
             named |= {name: table[name] for name in _NAMED if table.get(name)}
