@@ -28,9 +28,9 @@ UNETS = {
         "class_embed_type": "timestep", "act_fn": "mish", "in_channels": 2, "out_channels": 4,
     },
     "ncsnpp": {
-        "block_out_channels": [32, 32, 32], "layers_per_block": 1, "norm_num_groups": None,
-        "down_block_types": ["SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D"],
-        "up_block_types": ["SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"],
+        "block_out_channels": [32, 32], "layers_per_block": 1, "norm_num_groups": None,
+        "down_block_types": ["AttnSkipDownBlock2D", "SkipDownBlock2D"],
+        "up_block_types": ["SkipUpBlock2D", "AttnSkipUpBlock2D"],
         "time_embedding_type": "fourier", "mid_block_scale_factor": 1.41421356,
         "attention_head_dim": None, "norm_eps": 1e-6, "center_input_sample": False,
     },

@@ -6,6 +6,7 @@ import pickle
 
 import jax.numpy as jnp
 import numpy as np
+import pretrained_cases as cases
 import pytest
 from flax import nnx
 from hypothesis import given, settings
@@ -89,6 +90,7 @@ BAD = {
     "backwards": (raw({"a": entry(offsets=(8, 0))}, b"\0" * 8), "second is smaller"),
     "truncated": (raw({"a": entry()}, b"\0" * 7), "truncated: 'a' ends at byte"),
     "wrong size": (raw({"a": entry(shape=(3,))}, b"\0" * 8), "takes 12"),
+    "small shape": (raw({"a": entry(shape=(1,))}, b"\0" * 8), "takes 4"),
     "overlap": (
         raw({"a": entry(), "b": entry(offsets=(4, 12))}, b"\0" * 12), "'b' overlap with 'a'"
     ),
@@ -333,10 +335,17 @@ def test_placing_sees_every_parameter_once():
     assert sorted(name for name, _ in seen) == sorted(weights.layout(build()))
 
 
-# Fuzzing: whatever the bytes, an error of ours or the tensors, in bounded time and memory.
+# Fuzzing: whatever the bytes, an error of ours or the tensors, in bounded time and memory.  For
+# ten minutes of it: MMH_JAX_FUZZ_EXAMPLES=30000 pytest -k fuzz tests/test_pretrained_files.py
 
 EXAMPLES = int(os.environ.get("MMH_JAX_FUZZ_EXAMPLES", "60"))
 FUZZED = settings(max_examples=EXAMPLES, deadline=None)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    """One folder for all examples."""
+    return tmp_path_factory.mktemp("fuzz")
 
 
 def opened(path):
@@ -354,8 +363,8 @@ def opened(path):
 
 @FUZZED
 @given(data=st.data())
-def test_fuzz_damaged_files(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("fuzz") / "x.safetensors"
+def test_fuzz_damaged_files(data, scratch):
+    path = scratch / "x.safetensors"
     arrays = some_arrays()
     save_file(arrays, path, {"format": "pt"})
     content = bytearray(path.read_bytes())
@@ -396,8 +405,8 @@ ENTRY = st.fixed_dictionaries(
     data=st.binary(max_size=32),
     length=st.none() | st.integers(0, 2**64 - 1) | st.integers(0, 64),
 )
-def test_fuzz_hostile_headers(header, data, length, tmp_path_factory):
-    path = tmp_path_factory.mktemp("fuzz") / "x.safetensors"
+def test_fuzz_hostile_headers(header, data, length, scratch):
+    path = scratch / "x.safetensors"
     path.write_bytes(raw(header, data, length))
     found = opened(path)
     if found is not None:  # what is accepted has exactly the file's bytes
@@ -414,8 +423,8 @@ def test_fuzz_hostile_headers(header, data, length, tmp_path_factory):
     )
     | JSON
 )
-def test_fuzz_hostile_indices(where, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fuzz")
+def test_fuzz_hostile_indices(where, scratch):
+    folder = scratch
     write_shards(folder, where, one=A, two=B)
     try:
         found = pretrained.open_weights(folder, caller="load")
@@ -424,3 +433,36 @@ def test_fuzz_hostile_indices(where, tmp_path_factory):
         return
     for name in found:
         np.testing.assert_array_equal(found[name], (A | B)[name])
+
+
+NAMES = {
+    name for members in cases.FAMILIES.values() for config in members.values() for name in config
+}
+NAMES = sorted(NAMES | {"attention_head_dim", "only_cross_attention", "more"})
+PREFIXES = ("`UNet2D", "`AutoencoderKL", "`GroupNorm", "`Conv", "`Linear", "`Embedding")
+VALUES = (
+    JSON
+    | SIZES
+    | st.lists(SIZES, max_size=3)
+    | st.sampled_from([[8, 8], [0, 8], [8, 10**6], [[1], [1]], 0, 1, -1, 0.5, "DownBlock2D"])
+)
+
+
+@settings(max_examples=max(15, EXAMPLES // 10), deadline=None)
+@given(
+    family=st.sampled_from(list(cases.FAMILIES)),
+    change=st.dictionaries(st.sampled_from(NAMES), VALUES, min_size=1, max_size=2),
+    data=st.data(),
+)
+def test_fuzz_hostile_configurations(family, change, data):
+    case = data.draw(st.sampled_from(sorted(cases.FAMILIES[family])))
+    kind = getattr(pretrained, cases.CLASSES[family])
+    try:
+        found = pretrained.abstract(
+            lambda: kind(cases.FAMILIES[family][case] | change, rngs=nnx.Rngs(0))
+        )
+    except (ValueError, TypeError) as error:
+        assert str(error).startswith(PREFIXES)  # noqa: PT017
+        assert len(str(error)) < 2000  # noqa: PT017
+    else:
+        assert all(min(shape) > 0 for shape in pretrained.layout(found).values())

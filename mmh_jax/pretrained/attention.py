@@ -33,8 +33,9 @@ class Attention(nnx.Module):
         chunk: queries at a time, which bounds the memory; see `layers.attend`.
         rngs: the source of the initial weights.
 
-    >>> attend_to = Attention(8, 2, 4, context_size=5, rngs=nnx.Rngs(0))
-    >>> attend_to(jnp.ones((6, 8)), jnp.ones((3, 5))).shape
+    >>> def answer(x, context):
+    ...     return Attention(8, 2, 4, context_size=5, rngs=nnx.Rngs(0))(x, context)
+    >>> jax.eval_shape(answer, jnp.ones((6, 8)), jnp.ones((3, 5))).shape
     (6, 8)
     """
 
@@ -78,8 +79,10 @@ class SelfAttention(Attention):
         norm: whether there is a group norm.
         rescale: by which the answer is divided.
 
-    >>> style = Style("Net", None, 2, 1e-5, jax.nn.silu, "default", None, nnx.Rngs(0))
-    >>> SelfAttention(style, 8, 4)(jnp.ones((3, 2, 8))).shape
+    >>> def answer(x):
+    ...     style = Style("Net", None, 2, 1e-5, jax.nn.silu, "default", None, nnx.Rngs(0))
+    ...     return SelfAttention(style, 8, 4)(x)
+    >>> jax.eval_shape(answer, jnp.ones((3, 2, 8))).shape
     (3, 2, 8)
     """
 
@@ -175,9 +178,10 @@ class SpatialTransformer(nnx.Module):
     Raises:
         ValueError: if the channels do not divide into heads.
 
-    >>> style = Style("Net", None, 2, 1e-5, jax.nn.silu, "default", None, nnx.Rngs(0))
-    >>> block = SpatialTransformer(style, 8, 2, 5)
-    >>> jax.eval_shape(block, jnp.ones((3, 2, 8)), jnp.ones((4, 5))).shape
+    >>> def answer(x, context):
+    ...     style = Style("Net", None, 2, 1e-5, jax.nn.silu, "default", None, nnx.Rngs(0))
+    ...     return SpatialTransformer(style, 8, 2, 5)(x, context)
+    >>> jax.eval_shape(answer, jnp.ones((3, 2, 8)), jnp.ones((4, 5))).shape
     (3, 2, 8)
     """
 

@@ -20,7 +20,7 @@ from flax import nnx
 
 from mmh_jax.pretrained.attention import SelfAttention
 from mmh_jax.pretrained.blocks import Mid
-from mmh_jax.pretrained.config import one_of, options
+from mmh_jax.pretrained.config import check_blocks, one_of, options, per_block
 from mmh_jax.pretrained.layers import Conv, GroupNorm, activation
 from mmh_jax.pretrained.resnet import Downsample, Resnet, Style, Upsample
 from mmh_jax.typing import Array
@@ -220,17 +220,12 @@ class AutoencoderKL(nnx.Module):
 
 
 def _check(o: AutoencoderKLOptions) -> None:
-    name, num = "AutoencoderKL", len(o.block_out_channels)
-    if not num == len(o.down_block_types) == len(o.up_block_types):
-        raise ValueError(
-            f"`{name}(config=...)` has {num} `block_out_channels`, {len(o.down_block_types)} "
-            f"`down_block_types` and {len(o.up_block_types)} `up_block_types`; they must agree."
-        )
+    name = "AutoencoderKL"
+    check_blocks(name, o.block_out_channels, o.down_block_types, o.up_block_types)
     for kind in o.down_block_types:
         one_of(name, "down_block_types", kind, ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"))
     for kind in o.up_block_types:
         one_of(name, "up_block_types", kind, ("UpDecoderBlock2D", "AttnUpDecoderBlock2D"))
-    if not 1 <= o.layers_per_block <= 128:
-        raise ValueError(f"`{name}(layers_per_block={o.layers_per_block})` must be 1 to 128.")
+    per_block(name, "layers_per_block", o.layers_per_block, 1, layers=True)
     if o.scaling_factor == 0:
         raise ValueError(f"`{name}(scaling_factor=0)` cannot be; see the published config.json.")

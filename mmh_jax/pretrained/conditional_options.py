@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mmh_jax.pretrained.config import one_of
+from mmh_jax.pretrained.config import check_blocks, one_of
 
 __all__ = ["IGNORED", "UNet2DConditionModelOptions", "check"]
 
@@ -87,12 +87,7 @@ class UNet2DConditionModelOptions:
 
 def check(o: UNet2DConditionModelOptions) -> None:
     """Refuse what is not here, by name."""
-    num = len(o.block_out_channels)
-    if not num == len(o.down_block_types) == len(o.up_block_types):
-        raise ValueError(
-            f"`{_NAME}(config=...)` has {num} `block_out_channels`, {len(o.down_block_types)} "
-            f"`down_block_types` and {len(o.up_block_types)} `up_block_types`; they must agree."
-        )
+    check_blocks(_NAME, o.block_out_channels, o.down_block_types, o.up_block_types)
     classes = (None, "timestep", "identity", "projection", "simple_projection")
     known: dict[str, tuple[Any, ...]] = {
         "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None),

@@ -70,6 +70,7 @@ class UNet2DConditionModel(nnx.Module):
     ...     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
     ...     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     ...     "attention_head_dim": 2, "cross_attention_dim": 5}
+    >>> import jax
     >>> def answer(x, context):
     ...     return UNet2DConditionModel(config, rngs=nnx.Rngs(0))(x, 10, context)
     >>> jax.eval_shape(answer, jnp.ones((8, 8, 4)), jnp.ones((3, 5))).shape

@@ -13,11 +13,12 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-__all__ = ["one_of", "options", "per_block"]
+__all__ = ["check_blocks", "one_of", "options", "per_block"]
 
 _Options = TypeVar("_Options")
 _MOST = 2**17  # of any size; the largest published ones are some 10,000
-_MOST_LAYERS = 128
+_MOST_LAYERS = 32  # of one block; the largest published number is 10
+_MOST_BLOCKS = 16
 
 
 def options(kind: type[_Options], config: Mapping[str, Any], *, ignored: Iterable[str] = ()) -> Any:
@@ -107,6 +108,26 @@ def one_of(caller: str, name: str, value: Any, known: Sequence[Any]) -> Any:
         listed = ", ".join(map(repr, known))
         raise ValueError(f"`{caller}({name}={value!r})` is not known here; known: {listed}.")
     return value
+
+
+def check_blocks(caller: str, widths: Sequence[int], *kinds: Sequence[str]) -> None:
+    """Refuse lists of blocks that do not agree, or that are absurdly long.
+
+    Raises:
+        ValueError: if so.
+
+    >>> check_blocks("Net", (8, 16), ("DownBlock2D",) * 2, ("UpBlock2D",) * 2)
+    """
+    if len({len(widths), *map(len, kinds)}) > 1:
+        raise ValueError(
+            f"`{caller}(config=...)` has {len(widths)} `block_out_channels` for "
+            f"{' and '.join(str(len(kind)) for kind in kinds)} blocks down and up; they must agree."
+        )
+    if len(widths) > _MOST_BLOCKS or min(widths) < 1:
+        raise ValueError(
+            f"`{caller}(block_out_channels={tuple(widths)[:20]})` must be at most {_MOST_BLOCKS} "
+            "positive numbers."
+        )
 
 
 def per_block(caller: str, name: str, value: Any, num: int, *, layers: bool = False) -> tuple:

@@ -48,6 +48,14 @@ _Network = TypeVar("_Network", bound=nnx.Module)
 _DRAWS = contextvars.ContextVar("draws", default=True)
 
 
+def _check_sizes(layer: str, **sizes: int) -> None:
+    if min(sizes.values()) < 1:
+        given = ", ".join(f"{name}={value}" for name, value in sizes.items())
+        raise ValueError(
+            f"`{layer}({given})` must all be at least 1; check the sizes in the configuration."
+        )
+
+
 def initial(how: Callable[..., Array], rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
     """A parameter drawn by `how(key, shape)`; inside `abstract`, one without a value."""
     return nnx.Param(how(rngs.params(), shape) if _DRAWS.get() else jnp.zeros(shape))
@@ -131,6 +139,7 @@ class Linear(nnx.Module):
     """
 
     def __init__(self, num_in: int, num_out: int, *, bias: bool = True, rngs: nnx.Rngs):
+        _check_sizes("Linear", num_in=num_in, num_out=num_out)
         self.weight = initial(_INITIAL, rngs, (num_out, num_in))
         self.bias = nnx.Param(jnp.zeros(num_out)) if bias else None
 
@@ -169,6 +178,7 @@ class Conv(nnx.Module):
         bias: bool = True,
         rngs: nnx.Rngs,
     ):
+        _check_sizes("Conv", num_in=num_in, num_out=num_out, size=size)
         self.weight = initial(_INITIAL_CONV, rngs, (size, size, num_in, num_out))
         self.bias = nnx.Param(jnp.zeros(num_out)) if bias else None
         self.stride = stride
@@ -265,6 +275,7 @@ class Embedding(nnx.Module):
     """
 
     def __init__(self, num: int, size: int, *, rngs: nnx.Rngs):
+        _check_sizes("Embedding", num=num, size=size)
         self.weight = initial(jax.random.normal, rngs, (num, size))
 
     def __call__(self, index: Array) -> Array:

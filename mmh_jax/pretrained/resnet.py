@@ -121,9 +121,10 @@ class Resnet(nnx.Module):
         shortcut: whether there is a convolution beside the block also where `num_in` is `num_out`.
         groups_in: of the first norm, if they are others.
 
-    >>> style = Style("Net", 8, 2, 1e-5, jax.nn.silu, "default", None, nnx.Rngs(0))
-    >>> block = Resnet(style, 4, 6, resample="down")
-    >>> jax.eval_shape(block, jnp.ones((4, 4, 4)), jnp.ones(8)).shape
+    >>> def answer(x, embedding):
+    ...     style = Style("Net", 8, 2, 1e-5, jax.nn.silu, "default", None, nnx.Rngs(0))
+    ...     return Resnet(style, 4, 6, resample="down")(x, embedding)
+    >>> jax.eval_shape(answer, jnp.ones((4, 4, 4)), jnp.ones(8)).shape
     (2, 2, 6)
     """
 

@@ -23,7 +23,7 @@ from flax import nnx
 
 from mmh_jax.pretrained import block_names, blocks
 from mmh_jax.pretrained.attention import SelfAttention
-from mmh_jax.pretrained.config import one_of, options
+from mmh_jax.pretrained.config import check_blocks, one_of, options, per_block
 from mmh_jax.pretrained.embeddings import FourierProjection, TimestepEmbedding, timestep_embedding
 from mmh_jax.pretrained.layers import Conv, Embedding, GroupNorm, activation, wide
 from mmh_jax.pretrained.resnet import Style
@@ -200,12 +200,7 @@ def _checked(caller: str, x: Array, channels: int) -> Array:
 def _check(o: UNet2DModelOptions) -> None:
     """Refuse what is not here, by name."""
     name = "UNet2DModel"
-    num = len(o.block_out_channels)
-    if not num == len(o.down_block_types) == len(o.up_block_types):
-        raise ValueError(
-            f"`{name}(config=...)` has {num} `block_out_channels`, {len(o.down_block_types)} "
-            f"`down_block_types` and {len(o.up_block_types)} `up_block_types`; they must agree."
-        )
+    check_blocks(name, o.block_out_channels, o.down_block_types, o.up_block_types)
     one_of(name, "time_embedding_type", o.time_embedding_type, ("positional", "fourier", "learned"))
     one_of(name, "resnet_time_scale_shift", o.resnet_time_scale_shift, _SHIFTS)
     one_of(name, "mid_block_type", o.mid_block_type, ("UNetMidBlock2D", None))
@@ -217,8 +212,7 @@ def _check(o: UNet2DModelOptions) -> None:
         raise ValueError(
             f"`{name}(num_train_timesteps=...)` must be given for a learned embedding."
         )
-    if not 1 <= o.layers_per_block <= 128:
-        raise ValueError(f"`{name}(layers_per_block={o.layers_per_block})` must be 1 to 128.")
+    per_block(name, "layers_per_block", o.layers_per_block, 1, layers=True)
 
 
 def _downs(style: Style, o: UNet2DModelOptions) -> tuple[nnx.List, list[int]]:
