@@ -10,6 +10,7 @@ from mmh_jax.pretrained.conditional_unet import Condition, UNet2DConditionModel
 from mmh_jax.pretrained.edm import DhariwalUNet, SongUNet
 from mmh_jax.pretrained.edm_models import load_edm
 from mmh_jax.pretrained.files import read_json
+from mmh_jax.pretrained.iddpm import IDDPMUNet, load_iddpm
 from mmh_jax.pretrained.layers import abstract
 from mmh_jax.pretrained.schedules import Process, load_process, process_of
 from mmh_jax.pretrained.sd3 import JointCondition, SD3Transformer2DModel
@@ -26,6 +27,7 @@ __all__ = [
     "Condition",
     "DhariwalUNet",
     "DiTTransformer2DModel",
+    "IDDPMUNet",
     "JointCondition",
     "Posterior",
     "Process",
@@ -42,6 +44,7 @@ __all__ = [
     "flatten",
     "layout",
     "load_edm",
+    "load_iddpm",
     "load_process",
     "load_text_encoder",
     "load_tokenizer",
