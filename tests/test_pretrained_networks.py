@@ -18,9 +18,9 @@ from mmh_jax import denoise, nn, noise, pretrained
 from mmh_jax.pretrained import layers
 
 DATA = Path(__file__).parent / "data" / "pretrained"
-QUICKLY = {  # each kind of block, embedding and attention is in one of them
-    ("unet", "shifted"), ("unet", "ncsnpp"), ("conditional_unet", "sd1"),
-    ("conditional_unet", "sdxl"), ("autoencoder", "sd"),
+# The others are in the pipelines of `test_pretrained_pipeline`, or slow.
+QUICKLY = {
+    ("unet", "ncsnpp"), ("conditional_unet", "sdxl"),
 }  # fmt: skip
 ALL = [
     pytest.param(family, case, marks=() if (family, case) in QUICKLY else pytest.mark.slow)

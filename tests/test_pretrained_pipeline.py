@@ -149,6 +149,7 @@ def test_without_a_prompt_xl_is_given_zeros(published):
     np.testing.assert_array_equal(null.time_ids, [16, 16, 0, 0, 16, 16])
 
 
+@slow
 def test_in_bfloat16(published):
     single, half = (load(published("sd1"), dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(half.unet[1])} == {"bfloat16"}

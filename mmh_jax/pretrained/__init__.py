@@ -7,14 +7,19 @@ from mmh_jax.pretrained.autoencoder import AutoencoderKL, Posterior
 from mmh_jax.pretrained.block_names import current_name
 from mmh_jax.pretrained.clip import CLIPTextModel, TextEncoding, load_text_encoder
 from mmh_jax.pretrained.conditional_unet import Condition, UNet2DConditionModel
+from mmh_jax.pretrained.edm import DhariwalUNet, SongUNet
+from mmh_jax.pretrained.edm_models import load_edm
 from mmh_jax.pretrained.files import read_json
+from mmh_jax.pretrained.iddpm import IDDPMUNet, load_iddpm
 from mmh_jax.pretrained.layers import abstract
 from mmh_jax.pretrained.pipeline import Unconditional, load
 from mmh_jax.pretrained.schedules import Process, load_process, process_of
+from mmh_jax.pretrained.sd3 import JointCondition, SD3Transformer2DModel
 from mmh_jax.pretrained.stable_diffusion import StableDiffusion
 from mmh_jax.pretrained.tensors import Tensors, open_safetensors, open_weights
 from mmh_jax.pretrained.tokenizer import SpecialToken, Tokenizer
 from mmh_jax.pretrained.tokenizer_files import load_tokenizer
+from mmh_jax.pretrained.transformer import DiTTransformer2DModel
 from mmh_jax.pretrained.unet import UNet2DModel
 from mmh_jax.pretrained.weights import flatten, layout, restore, save
 
@@ -22,8 +27,14 @@ __all__ = [
     "AutoencoderKL",
     "CLIPTextModel",
     "Condition",
+    "DhariwalUNet",
+    "DiTTransformer2DModel",
+    "IDDPMUNet",
+    "JointCondition",
     "Posterior",
     "Process",
+    "SD3Transformer2DModel",
+    "SongUNet",
     "SpecialToken",
     "StableDiffusion",
     "Tensors",
@@ -37,6 +48,8 @@ __all__ = [
     "flatten",
     "layout",
     "load",
+    "load_edm",
+    "load_iddpm",
     "load_process",
     "load_text_encoder",
     "load_tokenizer",

@@ -20,6 +20,7 @@ sys.path.insert(0, str(HERE.parent.parent))
 
 import make_clip  # noqa: E402
 import make_edm  # noqa: E402
+import make_iddpm  # noqa: E402
 import make_pipeline  # noqa: E402
 import make_tokenizer  # noqa: E402
 import make_transformer  # noqa: E402
@@ -121,6 +122,7 @@ MAKERS = {
     "layouts": layouts,
     "clip": lambda: make_clip.make(HERE),
     "edm": lambda: make_edm.make(HERE),
+    "iddpm": lambda: make_iddpm.make(HERE),
     "pipeline": lambda: make_pipeline.make(HERE),
     "tokenizer": lambda: make_tokenizer.make(HERE),
     "transformer": lambda: make_transformer.make(HERE),
