@@ -29,7 +29,7 @@ def levels(process: Process, num_steps: int) -> tuple[Array, bool]:
     >>> from mmh_jax.pretrained.schedules import process_of
     >>> config = {"_class_name": "DDIMScheduler", "set_alpha_to_one": False}
     >>> levels(process_of(config), 2)[0].round(3)
-    Array([12.715,  0.01 ], dtype=float32)
+    Array([3.443, 0.01 ], dtype=float32)
     """
     times = jnp.asarray(process.steps(num_steps) / process.time_scale, jnp.float32)
     sigmas = jax.vmap(process.schedule.sigma)(times)
