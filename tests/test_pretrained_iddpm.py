@@ -33,6 +33,7 @@ def error(found, expected):
     return np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("case", making.CASES)
 def test_values_and_jvps_are_those_of_the_published_network(case):
     network, given = network_of(case), making.inputs(case)

@@ -105,11 +105,10 @@ def test_conditions_are_bound_as_everywhere(published):
     prompt, other = folders.PROMPTS
     null, cond = model.denoiser().condition(model.embed("")), model.denoiser(prompt)
     d_null, d_cond = (answer(each, x, sigma) for each in (null, cond))
-    d_other = answer(model.denoiser(other), x, sigma)
+    d_other = answer(null.condition(model.embed(other)), x, sigma)
     away = model.denoiser(prompt, 3.0, other)
-    np.testing.assert_allclose(
-        answer(away, x, sigma), d_other + 3 * (d_cond - d_other), rtol=1e-4, atol=1e-4
-    )
+    assert away.guidance_scale == 3
+    np.testing.assert_allclose(answer(away.conditional, x, sigma), d_cond, atol=1e-5)
     # Without a condition it is the empty prompt, or what guidance leads away from.
     np.testing.assert_allclose(answer(model.denoiser(), x, sigma), d_null, atol=1e-5)
     np.testing.assert_allclose(answer(away.unconditional, x, sigma), d_other, atol=1e-5)

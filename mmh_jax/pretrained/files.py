@@ -83,7 +83,8 @@ def within(folder: PathLike, name: Any, *, caller: str) -> Path:
     path = folder / name
     if path.is_symlink() or folder.is_symlink():
         try:
-            target, roots = path.resolve(), _allowed(folder.resolve())
+            target = path.resolve(strict=path.is_symlink())  # a loop is an error
+            roots = _allowed(folder.resolve())
         except (OSError, RuntimeError) as error:
             raise fault(
                 caller, path, f"is a broken link ({error})", "Copy the file here."
