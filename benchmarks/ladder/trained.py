@@ -126,10 +126,14 @@ def scores_of(
     seed: int,
     **levels: float,
 ) -> mem.Scores:
-    """All detectors at all points; `levels` as for `settings_for`."""
+    """All detectors at all points; `levels` as for `settings_for`.
+
+    All points see the same noise: what a draw adds to all alike does not change their order.
+    """
     subject = mem.Subject(points, found.model, baseline=found.early, data=data)
     settings = settings_for(found.scale, **levels)
-    return mem.scores(detectors, subject, settings, key=jax.random.key(seed), chunk_size=64)
+    keys = jnp.broadcast_to(jax.random.key(seed), (len(points),))
+    return mem.scores(detectors, subject, settings, key=keys, chunk_size=64)
 
 
 def ranked(values: np.ndarray) -> np.ndarray:

@@ -60,7 +60,9 @@ def scores(
         settings: noise levels and sizes.
         key: draws noise and probes; a point's numbers depend on the key and its position, not on
             which other detectors are asked for.  (M,) keys are one for each point: with slices
-            of `jax.random.split(key, M)`, slices of the points have the numbers of all at once.
+            of `jax.random.split(key, M)`, slices of the points have the numbers of all at once;
+            with one key M times, `jnp.broadcast_to(key, (M,))`, all points see the same noise,
+            which may order them better and makes their errors dependent.
         chunk_size: points at once.
         progress, mesh: as for `over_points`.
 
