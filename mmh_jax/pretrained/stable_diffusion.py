@@ -136,7 +136,10 @@ class StableDiffusion:
         null = self.embed(negative_prompt)
         base = self.process.denoiser(_OrNull(apply), (params, null), shape=self.shape)
         found: NetworkDenoiser = base if prompt is None else base.condition(self.embed(prompt))
-        return found if guidance_scale is None else Guided(found, base, guidance_scale)
+        if guidance_scale is None:
+            return found
+        # An array: another scale is not another program.
+        return Guided(found, base, jnp.asarray(guidance_scale, jnp.float32))
 
     def encode(self, image: ArrayLike, *, key: Key | None = None) -> Array:
         """The scaled latent of an image (H, W, channels) in [0, 1].
