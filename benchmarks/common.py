@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -48,6 +51,23 @@ def _text(value: Any) -> str:
 def number(value: Any) -> float | None:
     """A number as JSON holds it: None where it is not finite."""
     return float(value) if np.isfinite(value) else None
+
+
+def clock(run: Callable[[], Any]) -> float:
+    """Seconds until what `run` returns is there."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def compared(first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> dict[str, float]:
+    """Median seconds of two, run in turn, after one round that does not count; and their ratio."""
+    first(), second()
+    seconds = np.array([[clock(first), clock(second)] for _ in range(rounds)])
+    medians = np.median(seconds, axis=0)
+    # Of rounds, each with the other at its side: what else the machine does hits both alike.
+    ratio = float(np.median(seconds[:, 1] / seconds[:, 0]))
+    return {"ours": float(medians[0]), "theirs": float(medians[1]), "ratio": ratio}
 
 
 def finish(out: Path, about: dict[str, Any], content: dict[str, Any], failures: list[str]) -> int:

@@ -20,7 +20,6 @@ import dataclasses
 import importlib.util
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from common import console, finish, header, table
+from common import clock, console, finish, header, table
 from flax import nnx
 
 from mmh_jax import denoise, nn, train
@@ -61,12 +60,6 @@ SIZES = {
 
 def median(seconds: list[float]) -> float:
     return float(np.median(seconds))
-
-
-def clock(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
 
 
 def subjaxprs(value: Any) -> Iterator[Any]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import console, table
+from common import compared, console, table
 from flax import nnx
 
 from mmh_jax import denoise, nn, noise, sample
@@ -123,22 +122,6 @@ def their_sampler(network: Any, name: str, steps: int, batch: int) -> Callable[[
         return x.numpy(force=True)
 
     return run
-
-
-def clock(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
-
-
-def compared(first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> dict[str, Any]:
-    """Median seconds of two samplers that were run in turn, after one round that does not count."""
-    first(), second()
-    seconds = np.array([[clock(first), clock(second)] for _ in range(rounds)])
-    medians = np.median(seconds, axis=0)
-    # Of rounds, each with the other at its side: what else the machine does hits both alike.
-    ratio = float(np.median(seconds[:, 1] / seconds[:, 0]))
-    return {"ours": float(medians[0]), "theirs": float(medians[1]), "ratio": ratio}
 
 
 def run(

@@ -1,0 +1,1 @@
+"""Stable Diffusion: counts and timings of its networks."""
