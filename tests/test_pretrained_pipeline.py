@@ -13,7 +13,7 @@ import pretrained_folders as folders
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mmh_jax import lid, noise, sample
+from mmh_jax import lid, linalg, noise, sample
 from mmh_jax.denoise import Guided
 from mmh_jax.pretrained import (
     ClassConditional,
@@ -65,7 +65,9 @@ def close(found, expected, tolerance=1e-3):
 
 
 slow = pytest.mark.slow
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 answer = jax.jit(lambda denoiser, x, sigma: denoiser(x, sigma))
+quick_answer = jax.jit(lambda denoiser, x, sigma: denoiser(x, sigma), compiler_options=QUICK)
 
 
 def draws_what_diffusers_draws(model, kind, asked):
@@ -165,10 +167,10 @@ def test_classes_are_bound_as_conditions(loaded):
     away = model.denoiser(207, 3.0)
     assert isinstance(away, Guided)
     assert away.guidance_scale == 3
-    d_null, d_cond = (answer(each, x, sigma) for each in (null, null.condition(207)))
+    d_null, d_cond = (quick_answer(each, x, sigma) for each in (null, null.condition(207)))
     assert np.abs(d_cond - d_null).max() > 1e-3
-    np.testing.assert_allclose(answer(null.condition(1000), x, sigma), d_null, atol=1e-5)
-    np.testing.assert_allclose(answer(away, x, sigma), 3 * d_cond - 2 * d_null, atol=1e-3)
+    np.testing.assert_allclose(quick_answer(null.condition(1000), x, sigma), d_null, atol=1e-5)
+    np.testing.assert_allclose(quick_answer(away, x, sigma), 3 * d_cond - 2 * d_null, atol=1e-3)
 
 
 def test_classes_by_name(loaded):
@@ -198,9 +200,14 @@ def test_classes_by_name(loaded):
 def test_flipd_of_transformers_is_finite(loaded, kind, asked):
     model = loaded(kind)
     x, denoiser = jnp.asarray(folders.noise(kind)[0]), model.denoiser(asked)
-    found = jax.jit(lambda denoiser, sigma: lid.flipd(denoiser, x, sigma))(denoiser, 0.5)
+    trace, key = linalg.rademacher(8), jax.random.key(0)
+    measured = jax.jit(
+        lambda denoiser: lid.flipd(denoiser, x, 0.5, trace=trace, key=key), compiler_options=QUICK
+    )
+    found = measured(denoiser)
     assert found.value.shape == ()
     assert np.isfinite(found.value)
+    assert np.isfinite(found.stderr)
     assert not found.outside_training
 
 

@@ -34,6 +34,8 @@ def levels(process: Process, num_steps: int) -> tuple[Array, bool]:
     >>> config = {"_class_name": "DDIMScheduler", "set_alpha_to_one": False}
     >>> levels(process_of(config), 2)[0].round(3)
     Array([3.443, 0.01 ], dtype=float32)
+    >>> levels(process_of({"_class_name": "FlowMatchEulerDiscreteScheduler"}), 2)[0].round(3)
+    Array([1.048575e+06, 1.000000e-03], dtype=float32)
     """
     times = _times(process, num_steps)
     sigmas = jax.vmap(process.schedule.sigma)(times)
