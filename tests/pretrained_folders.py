@@ -30,6 +30,23 @@ VAE = {
     "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
     "scaling_factor": 0.18215,
 }  # fmt: skip
+DIT = {
+    "_class_name": "Transformer2DModel", "num_attention_heads": 2, "attention_head_dim": 8,
+    "in_channels": 4, "out_channels": 8, "num_layers": 2, "sample_size": 8, "patch_size": 2,
+    "norm_type": "ada_norm_zero", "norm_elementwise_affine": False, "attention_bias": True,
+    "activation_fn": "gelu-approximate", "num_embeds_ada_norm": 1000,
+}  # fmt: skip
+NAMES = {"0": "tench, Tinca tinca", "134": "crane", "207": "golden retriever", "517": "crane"}
+SD3 = {
+    "_class_name": "SD3Transformer2DModel", "num_attention_heads": 2, "attention_head_dim": 8,
+    "in_channels": 16, "out_channels": 16, "num_layers": 2, "sample_size": 8, "patch_size": 2,
+    "pos_embed_max_size": 6, "caption_projection_dim": 16, "joint_attention_dim": 32,
+    "pooled_projection_dim": 24,
+}  # fmt: skip
+SD3_VAE = VAE | {
+    "latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609,
+    "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
 SCALED = {
     "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
     "num_train_timesteps": 1000, "clip_sample": False, "steps_offset": 1,
@@ -42,8 +59,11 @@ SCHEDULERS = {
     },
     "xl": {"_class_name": "DDIMScheduler", "set_alpha_to_one": False, **SCALED},
     "ddpm": {"_class_name": "DDIMScheduler", "clip_sample": False},
+    "dit": {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": True},
+    "sd3": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
 }  # fmt: skip
 PROMPTS = ["a painting of the sea", "The DOG isn't sleeping!"]
+LABELS = [207, 3]
 STEPS, SCALE = 10, 7.5
 
 
@@ -85,42 +105,76 @@ def made():
 
 
 def write(kind, folder):
-    """The folder of `sd1`, `sd2`, `xl` or `ddpm`."""
+    """The folder of one of `SCHEDULERS`."""
     folder = Path(folder)
-    scheduler = folder / "scheduler"
+    scheduler, config = folder / "scheduler", SCHEDULERS[kind]
     scheduler.mkdir(parents=True)
-    (scheduler / "scheduler_config.json").write_text(json.dumps(SCHEDULERS[kind]))
-    index = {"_diffusers_version": "0.30.0", "scheduler": ["diffusers", "DDIMScheduler"]}
-    if kind == "ddpm":
-        config = cases.UNETS["ddpm"] | {"_class_name": "UNet2DModel", "in_channels": 3}
-        component(folder / "unet", config, pretrained.UNet2DModel)
-        index |= {"_class_name": "DDIMPipeline", "unet": ["diffusers", "UNet2DModel"]}
-        (folder / "model_index.json").write_text(json.dumps(index))
-        return folder
-    is_xl = kind == "xl"
-    unet = UNET | (XL if is_xl else {}) | {"_class_name": "UNet2DConditionModel"}
-    component(folder / "unet", unet, pretrained.UNet2DConditionModel)
-    component(folder / "vae", VAE | {"_class_name": "AutoencoderKL"}, pretrained.AutoencoderKL)
-    parts = [("", 16, "CLIPTextModel"), ("_2", 12, "CLIPTextModelWithProjection")]
-    for end, width, name in parts[: 1 + is_xl]:
-        size = tokenizer(folder / f"tokenizer{end}", "!" if kind == "sd2" or end else None)
+    (scheduler / "scheduler_config.json").write_text(json.dumps(config))
+    index = {"_diffusers_version": "0.30.0", "scheduler": ["diffusers", config["_class_name"]]}
+    index |= {"ddpm": unconditional, "dit": class_conditional, "sd3": stable_diffusion_3}.get(
+        kind, stable_diffusion
+    )(kind, folder)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def unconditional(kind, folder):
+    config = cases.UNETS[kind] | {"_class_name": "UNet2DModel", "in_channels": 3}
+    component(folder / "unet", config, pretrained.UNet2DModel)
+    return {"_class_name": "DDIMPipeline", "unet": ["diffusers", "UNet2DModel"]}
+
+
+def autoencoder(folder, config=VAE):
+    component(folder / "vae", config | {"_class_name": "AutoencoderKL"}, pretrained.AutoencoderKL)
+    return {"vae": ["diffusers", "AutoencoderKL"]}
+
+
+def texts(folder, parts):
+    """Tokenizers and encoders; parts are (end of the name, width, class, padding)."""
+    index = {}
+    for end, width, name, pad in parts:
+        size = tokenizer(folder / f"tokenizer{end}", pad)
         component(
             folder / f"text_encoder{end}", text_config(size, width, name),
             pretrained.CLIPTextModel, "model",
         )  # fmt: skip
         index[f"text_encoder{end}"] = ["transformers", name]
         index[f"tokenizer{end}"] = ["transformers", "CLIPTokenizer"]
-    index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    return index
+
+
+def stable_diffusion(kind, folder):
+    is_xl = kind == "xl"
+    unet = UNET | (XL if is_xl else {}) | {"_class_name": "UNet2DConditionModel"}
+    component(folder / "unet", unet, pretrained.UNet2DConditionModel)
+    index = {"unet": ["diffusers", "UNet2DConditionModel"]} | autoencoder(folder)
+    parts = [("", 16, "CLIPTextModel", "!" if kind == "sd2" else None)]
     if is_xl:
+        parts += [("_2", 12, "CLIPTextModelWithProjection", "!")]
         index |= {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
     else:
         index |= {"_class_name": "StableDiffusionPipeline", "safety_checker": [None, None]}
         index |= {"feature_extractor": [None, None], "requires_safety_checker": False}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
+    return index | texts(folder, parts)
+
+
+def class_conditional(kind, folder):
+    component(folder / "transformer", DIT, pretrained.DiTTransformer2DModel)
+    index = {"_class_name": "DiTPipeline", "transformer": ["diffusers", "Transformer2DModel"]}
+    return index | autoencoder(folder) | {"id2label": NAMES}
+
+
+def stable_diffusion_3(kind, folder):
+    component(folder / "transformer", SD3, pretrained.SD3Transformer2DModel)
+    index = {"_class_name": "StableDiffusion3Pipeline"}
+    index |= {"transformer": ["diffusers", "SD3Transformer2DModel"]}
+    index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    name = "CLIPTextModelWithProjection"
+    parts = [("", 16, name, None), ("_2", 12, name, "!")]
+    return index | autoencoder(folder, SD3_VAE) | texts(folder, parts)
 
 
 def noise(kind):
-    """Of unit variance, for each prompt."""
-    shape = (8, 8, 3) if kind == "ddpm" else (8, 8, 4)
-    return cases.draw(f"{kind}.noise", (len(PROMPTS), *shape))
+    """Of unit variance, for each prompt or label."""
+    channels = {"ddpm": 3, "sd3": 16}.get(kind, 4)
+    return cases.draw(f"{kind}.noise", (len(PROMPTS), 8, 8, channels))

@@ -13,8 +13,16 @@ import pretrained_folders as folders
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mmh_jax import lid, noise, sample
-from mmh_jax.pretrained import StableDiffusion, Unconditional, load
+from mmh_jax import lid, linalg, noise, sample
+from mmh_jax.denoise import Guided
+from mmh_jax.pretrained import (
+    ClassConditional,
+    StableDiffusion,
+    StableDiffusion3,
+    TextToImage,
+    Unconditional,
+    load,
+)
 
 FIXTURE = load_file(Path(__file__).parent / "data" / "pretrained" / "pipeline.safetensors")
 TIME = 250
@@ -33,6 +41,19 @@ def published(tmp_path_factory):
     return find
 
 
+@pytest.fixture(scope="module")
+def loaded(published):
+    """The pipeline of each kind, read once."""
+    there = {}
+
+    def find(kind):
+        if kind not in there:
+            there[kind] = load(published(kind))
+        return there[kind]
+
+    return find
+
+
 @pytest.fixture
 def copied(published, tmp_path):
     """A copy of a folder, to be damaged."""
@@ -44,19 +65,16 @@ def close(found, expected, tolerance=1e-3):
 
 
 slow = pytest.mark.slow
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 answer = jax.jit(lambda denoiser, x, sigma: denoiser(x, sigma))
+quick_answer = jax.jit(lambda denoiser, x, sigma: denoiser(x, sigma), compiler_options=QUICK)
 
 
-@pytest.mark.parametrize("kind", ["sd1", *(pytest.param(k, marks=slow) for k in ("sd2", "xl"))])
-def test_latents_and_images_are_those_of_diffusers(published, kind):
-    model = load(published(kind))
-    assert isinstance(model, StableDiffusion)
-    assert model.shape == (8, 8, 4)
-    assert model.image_shape == (16, 16, 3)
+def draws_what_diffusers_draws(model, kind, asked):
     noises = folders.noise(kind)
-    for place, prompt in enumerate(folders.PROMPTS):
+    for place, each in enumerate(asked):
         latents = model.sample(
-            prompt, noise=noises[place : place + 1], num_steps=folders.STEPS,
+            each, noise=noises[place : place + 1], num_steps=folders.STEPS,
             guidance_scale=folders.SCALE,
         )  # fmt: skip
         close(latents[0], FIXTURE[f"{kind}.latents"][place])
@@ -64,6 +82,30 @@ def test_latents_and_images_are_those_of_diffusers(published, kind):
             assert np.abs(model.decode(latents[0]) - FIXTURE[f"{kind}.image"]).max() < 1e-3
     # Another prompt, or none, is another picture.
     assert np.abs(FIXTURE[f"{kind}.latents"][0] - FIXTURE[f"{kind}.latents"][1]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "kind", ["sd1", "sd3", *(pytest.param(k, marks=slow) for k in ("sd2", "xl"))]
+)
+def test_latents_and_images_are_those_of_diffusers(loaded, kind):
+    model = loaded(kind)
+    assert isinstance(model, TextToImage)
+    assert type(model) is (StableDiffusion3 if kind == "sd3" else StableDiffusion)
+    assert model.shape == (8, 8, 16 if kind == "sd3" else 4)
+    assert model.image_shape == (16, 16, 3)
+    draws_what_diffusers_draws(model, kind, folders.PROMPTS)
+
+
+def test_latents_and_images_of_dit_are_those_of_diffusers(loaded):
+    model = loaded("dit")
+    assert isinstance(model, ClassConditional)
+    assert model.shape == (8, 8, 4)
+    assert model.image_shape == (16, 16, 3)
+    draws_what_diffusers_draws(model, "dit", ["golden retriever", folders.LABELS[1]])
+    # The class counts, in these networks of noise, too.
+    noise = folders.noise("dit")[:1]
+    other = model.sample(5, noise=noise, num_steps=folders.STEPS, guidance_scale=folders.SCALE)
+    assert np.abs(other[0] - FIXTURE["dit.latents"][0]).max() > 1
 
 
 def test_an_unconditional_model_draws_what_diffusers_draws(published):
@@ -116,6 +158,89 @@ def test_conditions_are_bound_as_everywhere(published):
     assert cond.condition(None).cond is None
 
 
+def test_classes_are_bound_as_conditions(loaded):
+    model = loaded("dit")
+    x, sigma = jnp.asarray(folders.noise("dit")[0]), 1.3
+    named, null = model.denoiser("golden retriever"), model.denoiser()
+    assert null.cond is None
+    np.testing.assert_array_equal(named.cond, 207)
+    away = model.denoiser(207, 3.0)
+    assert isinstance(away, Guided)
+    assert away.guidance_scale == 3
+    d_null, d_cond = (quick_answer(each, x, sigma) for each in (null, null.condition(207)))
+    assert np.abs(d_cond - d_null).max() > 1e-3
+    np.testing.assert_allclose(quick_answer(null.condition(1000), x, sigma), d_null, atol=1e-5)
+    np.testing.assert_allclose(quick_answer(away, x, sigma), 3 * d_cond - 2 * d_null, atol=1e-3)
+
+
+def test_classes_by_name(loaded):
+    model = loaded("dit")
+    assert model.labels[0] == "tench, Tinca tinca"
+    assert model.num_classes == 1000
+    names = ("tench", "Tinca tinca", "tench, Tinca tinca", "golden retriever", np.int64(999))
+    assert [model.index(name) for name in names] == [0, 0, 0, 207, 999]
+    for label, error, message in [
+        (1000, ValueError, r"label=1000.*0 to 999, and None"),
+        (-1, ValueError, "label=-1"),
+        ("crane", ValueError, "classes 134, 517"),
+        ("dog", ValueError, "'dog'.*no name in `labels`, such as 'tench"),
+        (2.5, TypeError, "is a float"),
+        (True, TypeError, "is a bool"),
+        ([1, 2], TypeError, "is a list"),
+    ]:
+        with pytest.raises(error, match=message):
+            model.denoiser(label)
+    with pytest.raises(ValueError, match=r"noise=.*has shape"):
+        model.sample(3, noise=np.zeros((8, 8, 4)))
+    with pytest.raises(TypeError, match="needs a key"):
+        model.sample(3)
+
+
+@pytest.mark.parametrize(("kind", "asked"), [("dit", 3), ("sd3", folders.PROMPTS[0])])
+def test_flipd_of_transformers_is_finite(loaded, kind, asked):
+    model = loaded(kind)
+    x, denoiser = jnp.asarray(folders.noise(kind)[0]), model.denoiser(asked)
+    trace, key = linalg.rademacher(8), jax.random.key(0)
+    measured = jax.jit(
+        lambda denoiser: lid.flipd(denoiser, x, 0.5, trace=trace, key=key), compiler_options=QUICK
+    )
+    found = measured(denoiser)
+    assert found.value.shape == ()
+    assert np.isfinite(found.value)
+    assert np.isfinite(found.stderr)
+    assert not found.outside_training
+
+
+def test_the_condition_of_stable_diffusion_3(loaded):
+    model = loaded("sd3")
+    context, pooled = model.embed(folders.PROMPTS[0])
+    assert context.shape == (77 + 256, 32)
+    assert pooled.shape == (24,)
+    assert not np.any(context[77:])  # of T5
+    assert not np.any(context[:, 28:])
+    assert np.all(np.any(context[:77, :28], axis=0))
+    for null, empty in zip(model.embed(None), model.embed(""), strict=True):
+        np.testing.assert_array_equal(null, empty)
+    with pytest.raises(ValueError, match="multiples of 4"):  # a patch is 2 x 2
+        model.resized(16, 18)
+    wide = model.resized(16, 24)
+    assert wide.shape == (8, 12, 16)
+    assert jax.eval_shape(wide.denoiser(), jnp.zeros(wide.shape), 1.0).shape == wide.shape
+    image = np.random.default_rng(0).uniform(size=(16, 16, 3)).astype(np.float32)
+    assert model.encode(image).shape == (8, 8, 16)
+
+
+def test_t5_is_refused_or_skipped(copied):
+    folder = copied("sd3")
+    edited(
+        folder / "model_index.json", text_encoder_3=["transformers", "T5EncoderModel"],
+        tokenizer_3=["transformers", "T5TokenizerFast"],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"T5, which is not read here.*skip_t5=True.*without it"):
+        load(folder)
+    assert isinstance(load(folder, skip_t5=True), StableDiffusion3)
+
+
 def test_images_to_latents_and_other_sizes(published):
     model = load(published("sd1"))
     image = np.random.default_rng(0).uniform(size=(16, 16, 3)).astype(np.float32)
@@ -149,11 +274,13 @@ def test_without_a_prompt_xl_is_given_zeros(published):
 
 
 @slow
-def test_in_bfloat16(published):
-    single, half = (load(published("sd1"), dtype=dtype) for dtype in ("float32", "bfloat16"))
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(half.unet[1])} == {"bfloat16"}
-    x = jnp.asarray(folders.noise("sd1")[0])
-    one, other = (answer(each.denoiser(folders.PROMPTS[0]), x, 2.0) for each in (single, half))
+@pytest.mark.parametrize("kind", ["sd1", "sd3", "dit"])
+def test_in_bfloat16(published, kind):
+    single, half = (load(published(kind), dtype=dtype) for dtype in ("float32", "bfloat16"))
+    x, asked = jnp.asarray(folders.noise(kind)[0]), 3 if kind == "dit" else folders.PROMPTS[0]
+    one, other = (answer(each.denoiser(asked), x, 2.0) for each in (single, half))
+    leaves = jax.tree.leaves((half.denoiser(asked).params, half.vae[1]))
+    assert {leaf.dtype.name for leaf in leaves} == {"bfloat16"}
     assert other.dtype == jnp.float32
     assert 0 < np.abs(one - other).max() < 0.1 * np.abs(one).max()
 
@@ -210,6 +337,44 @@ def test_a_damaged_folder_is_refused_by_name(copied, damage, message):
     damage(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load(folder)
+
+
+def without_projection(folder):
+    edited(folder / "text_encoder_2/config.json", architectures=["CLIPTextModel"])
+    without(folder / "text_encoder_2/model.safetensors", "text_projection.weight")
+
+
+INDEX = "model_index.json"
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "message"),
+    [
+        ("dit", lambda f: shutil.rmtree(f / "transformer"), r"transformer'\)` does not exist"),
+        ("dit", lambda f: edited(f / INDEX, transformer=None), "names no transformer"),
+        ("dit", lambda f: edited(f / INDEX, transformer=["diffusers", "Evil"]), "'Evil'"),
+        ("dit", lambda f: edited(f / INDEX, vae=None), "names no vae"),
+        ("dit", lambda f: edited(f / INDEX, id2label={"1000": "x"}), 'id2label.*"0" to "999"'),
+        ("dit", lambda f: edited(f / INDEX, id2label={"1": 2}), "id2label"),
+        ("dit", lambda f: edited(f / INDEX, id2label=["tench"]), "id2label"),
+        ("sd3", lambda f: edited(f / INDEX, text_encoder_2=None), "names no text_encoder_2"),
+        ("sd3", lambda f: shutil.rmtree(f / "tokenizer_2"), r"tokenizer_2'\)` does not exist"),
+        ("sd3", without_projection, "28 wide and project to 12.*at most 32, and 24"),
+    ],
+)
+def test_a_damaged_folder_of_a_transformer_is_refused_by_name(copied, kind, damage, message):
+    folder = copied(kind)
+    damage(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load(folder)
+
+
+@slow
+def test_a_folder_without_names_of_classes(copied):
+    folder = copied("dit")
+    edited(folder / INDEX, id2label=None)
+    with pytest.raises(ValueError, match="the folder has none"):
+        load(folder).denoiser("tench")
 
 
 def test_a_component_that_is_a_link_out_of_the_folder_is_refused(copied, tmp_path):

@@ -5,6 +5,7 @@ Files are read as data, JSON and safetensors: nothing in them is executed or unp
 
 from mmh_jax.pretrained.autoencoder import AutoencoderKL, Posterior
 from mmh_jax.pretrained.block_names import current_name
+from mmh_jax.pretrained.class_conditional import ClassConditional
 from mmh_jax.pretrained.clip import CLIPTextModel, TextEncoding, load_text_encoder
 from mmh_jax.pretrained.conditional_unet import Condition, UNet2DConditionModel
 from mmh_jax.pretrained.edm import DhariwalUNet, SongUNet
@@ -15,8 +16,9 @@ from mmh_jax.pretrained.layers import abstract
 from mmh_jax.pretrained.pipeline import Unconditional, load
 from mmh_jax.pretrained.schedules import Process, load_process, process_of
 from mmh_jax.pretrained.sd3 import JointCondition, SD3Transformer2DModel
-from mmh_jax.pretrained.stable_diffusion import StableDiffusion
+from mmh_jax.pretrained.stable_diffusion import StableDiffusion, StableDiffusion3
 from mmh_jax.pretrained.tensors import Tensors, open_safetensors, open_weights
+from mmh_jax.pretrained.text_to_image import TextToImage
 from mmh_jax.pretrained.tokenizer import SpecialToken, Tokenizer
 from mmh_jax.pretrained.tokenizer_files import load_tokenizer
 from mmh_jax.pretrained.transformer import DiTTransformer2DModel
@@ -26,6 +28,7 @@ from mmh_jax.pretrained.weights import flatten, layout, restore, save
 __all__ = [
     "AutoencoderKL",
     "CLIPTextModel",
+    "ClassConditional",
     "Condition",
     "DhariwalUNet",
     "DiTTransformer2DModel",
@@ -37,8 +40,10 @@ __all__ = [
     "SongUNet",
     "SpecialToken",
     "StableDiffusion",
+    "StableDiffusion3",
     "Tensors",
     "TextEncoding",
+    "TextToImage",
     "Tokenizer",
     "UNet2DConditionModel",
     "UNet2DModel",

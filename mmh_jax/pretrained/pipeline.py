@@ -1,50 +1,43 @@
 r"""A published folder as a whole: `load(path)` reads `model_index.json` and what stands beside it.
 
-    model_index.json          the class of the pipeline, and of each component
-    unet/                     config.json, diffusion_pytorch_model.safetensors
-    scheduler/                scheduler_config.json
-    vae/, text_encoder/, tokenizer/, text_encoder_2/, tokenizer_2/     of Stable Diffusion
+A pipeline gives denoisers; their points are what the network was trained on: images in [-1, 1], or
+scaled latents.  `encode` and `decode` lead there from images in [0, 1], and back.
 
-Older folders of one network hold these files themselves.  What is no part of sampling (the safety
-checker, the image encoder) is not read.  A pipeline gives denoisers; their points are what the
-network was trained on: images in [-1, 1], or scaled latents.  `encode` and `decode` lead there from
-images in [0, 1], and back.
+| pipeline in the index                                      | class              |
+|------------------------------------------------------------|--------------------|
+| `DDPMPipeline`, `DDIMPipeline`, `PNDMPipeline`             | `Unconditional`    |
+| `DiTPipeline`                                              | `ClassConditional` |
+| `StableDiffusionPipeline` (1, 2), `...XLPipeline`          | `StableDiffusion`  |
+| `StableDiffusion3Pipeline` (3, 3.5), without T5            | `StableDiffusion3` |
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 
 from mmh_jax import nn, sample
 from mmh_jax.data.files import PathLike
 from mmh_jax.denoise import NetworkDenoiser
 from mmh_jax.pretrained.autoencoder import AutoencoderKL
-from mmh_jax.pretrained.block_names import current_name
-from mmh_jax.pretrained.clip import load_text_encoder
+from mmh_jax.pretrained.class_conditional import ClassConditional
 from mmh_jax.pretrained.conditional_unet import UNet2DConditionModel
-from mmh_jax.pretrained.files import fault, read_json, shown, within
+from mmh_jax.pretrained.files import shown
+from mmh_jax.pretrained.folder import Folder, divided
 from mmh_jax.pretrained.run import carried
-from mmh_jax.pretrained.schedules import Process, load_process
-from mmh_jax.pretrained.stable_diffusion import StableDiffusion, Text
-from mmh_jax.pretrained.tensors import open_weights
-from mmh_jax.pretrained.tokenizer_files import load_tokenizer
+from mmh_jax.pretrained.schedules import Process
+from mmh_jax.pretrained.sd3 import SD3Transformer2DModel
+from mmh_jax.pretrained.stable_diffusion import StableDiffusion, StableDiffusion3
+from mmh_jax.pretrained.text_to_image import Text
+from mmh_jax.pretrained.transformer import DiTTransformer2DModel
 from mmh_jax.pretrained.unet import UNet2DModel
-from mmh_jax.pretrained.weights import restore
 from mmh_jax.typing import Array, ArrayLike, Denoiser, Key
 
 __all__ = ["Unconditional", "load"]
-
-Place = Callable[[str, np.ndarray], Array]
-_Module = TypeVar("_Module", bound=nnx.Module)
-_CALLER = "load"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,77 +113,14 @@ class _Clipped:
         return jnp.clip(self.inner(x, sigma), -self.limit, self.limit)
 
 
-class _Folder:
-    """A pipeline's folder, its index read; components are read when they are asked for."""
-
-    def __init__(self, path: PathLike, dtype: str, variant: str | None, place: Place | None):
-        self.path, self.dtype, self.variant, self.place = Path(path), dtype, variant, place
-        self.index = read_json(self.path / "model_index.json", caller=_CALLER)
-        self.kind = self.index.get("_class_name")
-
-    def has(self, name: str) -> bool:
-        """Whether the index names the component."""
-        said = self.index.get(name)
-        return isinstance(said, list) and len(said) == 2 and said[1] is not None
-
-    def folder(self, name: str, classes: tuple[str, ...] = ()) -> Path:
-        """Of a component, which is of one of these classes."""
-        said: Any = self.index.get(name)
-        at = self.path / "model_index.json"
-        if not self.has(name):
-            raise fault(
-                _CALLER, at, f"names no {name}, but {shown(said)}",
-                f"A {self.kind} needs one; copy the whole folder of the model.",
-            )  # fmt: skip
-        if classes and said[1] not in classes:
-            raise fault(
-                _CALLER, at, f"has the {name} {shown(said[1])}, which is not read here",
-                f"Read are {', '.join(classes)}.",
-            )  # fmt: skip
-        inside = within(self.path, name, caller=_CALLER)
-        if inside.is_dir():
-            return inside
-        # Old folders of one network have its files beside the index.
-        beside = {"unet": "config.json", "scheduler": "scheduler_config.json"}
-        if name in beside and (self.path / beside[name]).is_file():
-            return self.path
-        raise FileNotFoundError(
-            str(fault(_CALLER, inside, "does not exist", "Copy the whole folder of the model."))
-        )
-
-    def network(self, name: str, build: Callable[..., _Module]) -> tuple[_Module, dict[str, Any]]:
-        """A component with its weights, and its configuration."""
-        folder = self.folder(name, (build.__name__,))
-        config = read_json(folder / "config.json", caller=_CALLER)
-        made = restore(
-            lambda: build(config, rngs=nnx.Rngs(0)),
-            open_weights(folder, caller=_CALLER, variant=self.variant),
-            caller=_CALLER, path=folder, dtype=self.dtype, rename=current_name, place=self.place,
-        )  # fmt: skip
-        return made, config
-
-    def process(self) -> Process:
-        """Of the scheduler."""
-        return load_process(self.folder("scheduler"), caller=_CALLER)
-
-    def text(self, end: str) -> Text:
-        """A tokenizer with its encoder; `end` is "" or "_2"."""
-        encoder = load_text_encoder(
-            self.folder(f"text_encoder{end}"), dtype=self.dtype, variant=self.variant,
-            place=self.place, caller=_CALLER,
-        )  # fmt: skip
-        return Text(
-            load_tokenizer(self.folder(f"tokenizer{end}"), caller=_CALLER), *nn.split(encoder)
-        )
-
-
 def load(
     path: PathLike,
     *,
     dtype: str = "float32",
     variant: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
-) -> Unconditional | StableDiffusion:
+    skip_t5: bool = False,
+) -> Unconditional | ClassConditional | StableDiffusion | StableDiffusion3:
     """Read a published folder, as diffusers writes it.
 
     Args:
@@ -200,29 +130,34 @@ def load(
         variant: such as "fp16", for files such as `diffusion_pytorch_model.fp16.safetensors`.
         mesh: devices over whose first axis every large parameter is divided; by default all are on
             one.
+        skip_t5: of Stable Diffusion 3: read a folder that names the third text encoder, T5, as if
+            it did not, as `text_encoder_3=None` in diffusers does.  Its files need not be there.
 
     Returns:
-        `Unconditional` for DDPMPipeline and its kin, `StableDiffusion` for StableDiffusionPipeline
-        and StableDiffusionXLPipeline.
+        `Unconditional` for DDPMPipeline and its kin, `ClassConditional` for DiTPipeline,
+        `StableDiffusion` for StableDiffusionPipeline and StableDiffusionXLPipeline,
+        `StableDiffusion3` for StableDiffusion3Pipeline.
 
     Memory: of the parameters; weights are read one tensor at a time.
 
     Raises:
         FileNotFoundError: if a component or its weights are missing.
         ValueError: if a file is wrong or a pickle, names an unknown class or option, or weights and
-            configuration do not fit: missing and unknown tensors are listed.
+            configuration do not fit: missing and unknown tensors are listed.  If T5 is named, and
+            not skipped.
     """
-    found = _Folder(path, dtype, variant, None if mesh is None else _over(mesh))
+    found = Folder(path, dtype, variant, None if mesh is None else divided(mesh))
     if found.kind not in _READERS:
-        raise fault(
-            _CALLER, found.path / "model_index.json",
+        raise found.wrong(
             f"is of a {shown(found.kind)}, which is not read here",
             f"Read are {', '.join(sorted(_READERS))}.",
-        )  # fmt: skip
+        )
+    if not skip_t5 and found.kind == "StableDiffusion3Pipeline":
+        _refuse_t5(found)
     return _READERS[found.kind](found)
 
 
-def _unconditional(found: _Folder) -> Unconditional:
+def _unconditional(found: Folder) -> Unconditional:
     process = found.process()
     network, config = found.network("unet", UNet2DModel)
     shape = (*_sides(config, found), config.get("in_channels", 3))
@@ -230,51 +165,101 @@ def _unconditional(found: _Folder) -> Unconditional:
     return Unconditional(process.denoiser(apply, params, shape=shape), process, shape)
 
 
-def _stable_diffusion(found: _Folder) -> StableDiffusion:
+def _class_conditional(found: Folder) -> ClassConditional:
+    process = found.process()  # first: it is small
+    vae, _ = found.network("vae", AutoencoderKL)
+    # In older folders it has the name of the class from which it was split off.
+    network, _ = found.network("transformer", DiTTransformer2DModel, "Transformer2DModel")
+    return ClassConditional(
+        nn.split(vae), process, _latent_shape(network), nn.split(network),
+        _labels(found, network.null_class),
+    )  # fmt: skip
+
+
+def _labels(found: Folder, num_classes: int) -> dict[int, str]:
+    """The names of classes in the index, which need not be there."""
+    given: Any = found.index.get("id2label")
+    given = {} if given is None else given
+    classes = {str(place): place for place in range(num_classes)}
+    if not isinstance(given, dict) or not all(
+        key in classes and isinstance(text, str) for key, text in given.items()
+    ):
+        raise found.wrong(
+            f"has the id2label {shown(given)}",
+            f'It is an object of a name for each class, "0" to "{num_classes - 1}".',
+        )
+    return {classes[key]: text for key, text in given.items()}
+
+
+def _stable_diffusion(found: Folder) -> StableDiffusion:
     process = found.process()
     texts = tuple(found.text(end) for end in ("", "_2") if found.has(f"text_encoder{end}"))
     if not texts:
-        found.folder("text_encoder")  # says what is missing
+        found.component("text_encoder")  # says what is missing
     vae, _ = found.network("vae", AutoencoderKL)
     unet, config = found.network("unet", UNet2DConditionModel)
     shape = (*_sides(config, found), config.get("in_channels", 4))
     return StableDiffusion(
-        texts, nn.split(vae), nn.split(unet), process, shape,
+        nn.split(vae), process, shape, texts, nn.split(unet),
         is_xl=found.kind == "StableDiffusionXLPipeline",
         empty_is_zero=bool(found.index.get("force_zeros_for_empty_prompt", True)),
     )  # fmt: skip
 
 
-def _sides(config: dict[str, Any], found: _Folder) -> tuple[int, int]:
+def _stable_diffusion_3(found: Folder) -> StableDiffusion3:
+    process = found.process()
+    texts = (found.text(""), found.text("_2"))
+    vae, _ = found.network("vae", AutoencoderKL)
+    network, _ = found.network("transformer", SD3Transformer2DModel)
+    _check_widths(found, texts, network)
+    return StableDiffusion3(
+        nn.split(vae), process, _latent_shape(network), texts, nn.split(network)
+    )
+
+
+def _refuse_t5(found: Folder) -> None:
+    if found.has("text_encoder_3"):
+        raise found.wrong(
+            "names a text_encoder_3, T5, which is not read here",
+            "Pass `skip_t5=True` to go without, or save the pipeline without it: "
+            "`StableDiffusion3Pipeline.from_pretrained(path, text_encoder_3=None, "
+            "tokenizer_3=None).save_pretrained(...)`.",
+        )
+
+
+def _check_widths(found: Folder, texts: tuple[Text, ...], network: SD3Transformer2DModel) -> None:
+    """That the text encoders give what the transformer takes."""
+    widths = [text.widths for text in texts]
+    context, pooled = (sum(width) for width in zip(*widths, strict=True))
+    o = network.options
+    if context > o.joint_attention_dim or pooled != o.pooled_projection_dim:
+        raise found.wrong(
+            f"has text encoders that are {context} wide and project to {pooled}, and a transformer "
+            f"that takes at most {o.joint_attention_dim}, and {o.pooled_projection_dim}",
+            "Its text encoders have a projection; copy the whole folder of one model.",
+        )
+
+
+def _latent_shape(network: DiTTransformer2DModel | SD3Transformer2DModel) -> tuple[int, ...]:
+    o = network.options
+    return (o.sample_size, o.sample_size, o.in_channels)
+
+
+def _sides(config: dict[str, Any], found: Folder) -> tuple[int, int]:
     """Height and width of what the network was trained on."""
     size = config.get("sample_size", 64)
     sides = size if isinstance(size, list) else [size, size]
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise fault(
-            _CALLER, found.path / "unet" / "config.json", f"has the sample_size {shown(size)}",
-            "It is one whole number, or height and width.",
+        raise found.wrong(
+            f"has the sample_size {shown(size)}", "It is one whole number, or height and width.",
+            at="unet/config.json",
         )  # fmt: skip
     return sides[0], sides[1]
 
 
-_READERS: dict[Any, Callable[[_Folder], Any]] = {
+_READERS: dict[Any, Callable[[Folder], Any]] = {
     **dict.fromkeys(("DDPMPipeline", "DDIMPipeline", "PNDMPipeline"), _unconditional),
     **dict.fromkeys(("StableDiffusionPipeline", "StableDiffusionXLPipeline"), _stable_diffusion),
+    "DiTPipeline": _class_conditional,
+    "StableDiffusion3Pipeline": _stable_diffusion_3,
 }
-
-
-def _over(mesh: jax.sharding.Mesh) -> Place:
-    """Divides the longest axis that the mesh divides, and copies what is small or indivisible."""
-    axis = mesh.axis_names[0]
-    num = mesh.shape[axis]
-
-    def place(name: str, array: np.ndarray) -> Array:
-        del name
-        divisible = [i for i, size in enumerate(array.shape) if size % num == 0]
-        spec: list[Any] = [None] * array.ndim
-        if array.ndim > 1 and divisible:
-            spec[max(divisible, key=lambda i: array.shape[i])] = axis
-        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-        return jax.device_put(array, sharding)
-
-    return place

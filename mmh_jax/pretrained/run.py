@@ -3,7 +3,8 @@ r"""From unit noise to samples at the times of a published scheduler.
 A published sampler starts from x_t = z, z ~ N(0, I), at its first t, whatever s_t is, and goes
 through its t in order.  Here x = x_t / alpha_t, so that it starts from z / alpha.  After the last t
 the sample is the network's x0, or, where the scheduler says so (`set_alpha_to_one: false`, as
-Stable Diffusion 1 does), a point that still has the noise of t = 0.
+Stable Diffusion 1 does), a point that still has the noise of t = 0.  Flow matching starts at t = 1,
+pure noise, where x is infinite; here at t = 1 - 2^-20.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_key
 
 __all__ = ["carried", "levels"]
 
+# A power of two, so that alpha, sigma and the way back are exact in float32.
+_FLOW_FIRST = 1 - 2.0**-20
+
 
 def levels(process: Process, num_steps: int) -> tuple[Array, bool]:
     """The noise levels of a published sampler, and whether its end keeps the noise of the last.
@@ -30,13 +34,23 @@ def levels(process: Process, num_steps: int) -> tuple[Array, bool]:
     >>> config = {"_class_name": "DDIMScheduler", "set_alpha_to_one": False}
     >>> levels(process_of(config), 2)[0].round(3)
     Array([3.443, 0.01 ], dtype=float32)
+    >>> levels(process_of({"_class_name": "FlowMatchEulerDiscreteScheduler"}), 2)[0].round(3)
+    Array([1.048575e+06, 1.000000e-03], dtype=float32)
     """
-    times = jnp.asarray(process.steps(num_steps) / process.time_scale, jnp.float32)
+    times = _times(process, num_steps)
     sigmas = jax.vmap(process.schedule.sigma)(times)
     is_noisy = not process.last_is_clean and not isinstance(process.schedule, RectifiedFlow)
     if is_noisy and float(times[-1]) > 0:
         sigmas = jnp.append(sigmas, process.schedule.sigma(jnp.float32(0)))
     return sigmas, is_noisy and len(sigmas) > 1
+
+
+def _times(process: Process, num_steps: int) -> Array:
+    """The t of the schedule at which the network is evaluated, all with a finite noise level."""
+    times = process.steps(num_steps) / process.time_scale
+    if isinstance(process.schedule, RectifiedFlow):
+        times = np.minimum(times, _FLOW_FIRST)
+    return jnp.asarray(times, jnp.float32)
 
 
 def carried(
@@ -73,8 +87,7 @@ def carried(
     if step.is_stochastic and key is None:
         raise TypeError(f"`{caller}(step=...)` draws noise; pass `key=`.")
     sigmas, is_noisy = levels(process, num_steps)
-    first = jnp.asarray(process.steps(num_steps)[0] / process.time_scale, jnp.float32)
-    start = noise / np.asarray(process.schedule.alpha(first))
+    start = noise / np.asarray(process.schedule.alpha(_times(process, num_steps)[0]))
     keys = None if key is None else jax.random.split(key, len(start))
     size, parts = min(chunk_size, len(start)), []
     for begin in range(0, len(start), size):

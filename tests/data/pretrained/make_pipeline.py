@@ -1,25 +1,32 @@
 """`pipeline.safetensors`: what diffusers' pipelines answer for the folders of `pretrained_folders`.
 
-For each kind the latents (images of `ddpm`) after some DDIM steps with guidance, and the image of
-the first; for `sd1` FLIPD of the conditional model at a latent, by PyTorch's own derivatives, with
-the published scaled-linear schedule.
+For each kind the latents (images of `ddpm`) after some steps of its scheduler with guidance, and
+the image of the first; for `sd1` FLIPD of the conditional model at a latent, by PyTorch's own
+derivatives, with the published scaled-linear schedule.
 """
 
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pretrained_folders as folders
 from safetensors.numpy import save_file
 
+NAMES = {
+    "xl": "StableDiffusionXLPipeline", "ddpm": "DDIMPipeline", "dit": "DiTPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+}  # fmt: skip
 TIME = 250
 
 
 def loaded(kind, folder):
     import diffusers
 
-    names = {"xl": "StableDiffusionXLPipeline", "ddpm": "DDIMPipeline"}
-    made = getattr(diffusers, names.get(kind, "StableDiffusionPipeline")).from_pretrained(folder)
+    # What an index leaves out has to be left out once more.
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if kind == "sd3" else {}
+    named = getattr(diffusers, NAMES.get(kind, "StableDiffusionPipeline"))
+    made = named.from_pretrained(folder, **absent)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -35,9 +42,11 @@ def images(tensor):
 
 
 def answers(kind, folder):
-    """Latents of both prompts, and the image of the first."""
+    """Latents of both prompts or labels, and the image of the first."""
     import torch
 
+    if kind == "dit":
+        return answers_of_classes(folder)
     pipeline, noise = loaded(kind, folder), batch(folders.noise(kind))
     with torch.no_grad():
         if kind == "ddpm":
@@ -47,7 +56,7 @@ def answers(kind, folder):
                 x = scheduler.step(pipeline.unet(x, t).sample, t, x).prev_sample
             return {"latents": images(x)}
         options = {"num_inference_steps": folders.STEPS, "guidance_scale": folders.SCALE}
-        size = {"height": 16, "width": 16} if kind == "xl" else {}
+        size = {"height": 16, "width": 16} if kind in ("xl", "sd3") else {}
         found = [
             images(
                 pipeline(prompt, latents=z[None], output_type="latent", **options, **size).images
@@ -58,6 +67,33 @@ def answers(kind, folder):
             folders.PROMPTS[0], latents=noise[:1], output_type="np", **options, **size
         ).images
     return {"latents": np.concatenate(found), "image": np.ascontiguousarray(image[0])}
+
+
+def answers_of_classes(folder):
+    """The pipeline of DiT draws its noise itself, and answers with images alone."""
+    import torch
+
+    pipeline, noise = loaded("dit", folder), batch(folders.noise("dit"))
+    scale = pipeline.vae.config.scaling_factor
+    decode, seen = pipeline.vae.decode, []
+
+    def decoded(latents):
+        seen.append(scale * latents)
+        return decode(latents)
+
+    draw = "diffusers.pipelines.dit.pipeline_dit.randn_tensor"
+    with (
+        torch.no_grad(),
+        mock.patch.object(pipeline.vae, "decode", decoded),
+        mock.patch(draw, return_value=noise),
+    ):
+        found = pipeline(
+            folders.LABELS,
+            guidance_scale=folders.SCALE,
+            num_inference_steps=folders.STEPS,
+            output_type="np",
+        ).images
+    return {"latents": images(seen[0]), "image": np.ascontiguousarray(found[0])}
 
 
 def flipd(folder, alpha_bar=None):
