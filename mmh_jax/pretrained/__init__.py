@@ -16,6 +16,7 @@ from mmh_jax.pretrained.pipeline import Unconditional, load
 from mmh_jax.pretrained.schedules import Process, load_process, process_of
 from mmh_jax.pretrained.sd3 import JointCondition, SD3Transformer2DModel
 from mmh_jax.pretrained.stable_diffusion import StableDiffusion
+from mmh_jax.pretrained.stylegan2 import StyleGAN2Generator, load_stylegan2
 from mmh_jax.pretrained.tensors import Tensors, open_safetensors, open_weights
 from mmh_jax.pretrained.tokenizer import SpecialToken, Tokenizer
 from mmh_jax.pretrained.tokenizer_files import load_tokenizer
@@ -37,6 +38,7 @@ __all__ = [
     "SongUNet",
     "SpecialToken",
     "StableDiffusion",
+    "StyleGAN2Generator",
     "Tensors",
     "TextEncoding",
     "Tokenizer",
@@ -51,6 +53,7 @@ __all__ = [
     "load_edm",
     "load_iddpm",
     "load_process",
+    "load_stylegan2",
     "load_text_encoder",
     "load_tokenizer",
     "open_safetensors",
