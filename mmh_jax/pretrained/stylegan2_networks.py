@@ -205,7 +205,7 @@ def _check(o: StyleGAN2GeneratorOptions, own: SynthesisNetworkOptions, noise_mod
             f"`{caller}(channel_base={own.channel_base}, channel_max={own.channel_max})` leaves no "
             f"channels at a resolution of {size}."
         )
-    # From 8 taps on the published code means another filter, not the outer product.
+    # From 8 taps on the published code stores the taps, and not their outer product.
     if len(taps) % 2 or len(taps) > 6 or sum(taps) == 0:
         raise ValueError(
             f"`{caller}(resample_filter={taps})` must have 2, 4 or 6 taps that do not sum to 0."
