@@ -17,6 +17,7 @@ from mmh_jax.pretrained.pipeline import Unconditional, load
 from mmh_jax.pretrained.schedules import Process, load_process, process_of
 from mmh_jax.pretrained.sd3 import JointCondition, SD3Transformer2DModel
 from mmh_jax.pretrained.stable_diffusion import StableDiffusion, StableDiffusion3
+from mmh_jax.pretrained.stylegan2 import StyleGAN2Generator, load_stylegan2
 from mmh_jax.pretrained.tensors import Tensors, open_safetensors, open_weights
 from mmh_jax.pretrained.text_to_image import TextToImage
 from mmh_jax.pretrained.tokenizer import SpecialToken, Tokenizer
@@ -41,6 +42,7 @@ __all__ = [
     "SpecialToken",
     "StableDiffusion",
     "StableDiffusion3",
+    "StyleGAN2Generator",
     "Tensors",
     "TextEncoding",
     "TextToImage",
@@ -56,6 +58,7 @@ __all__ = [
     "load_edm",
     "load_iddpm",
     "load_process",
+    "load_stylegan2",
     "load_text_encoder",
     "load_tokenizer",
     "open_safetensors",

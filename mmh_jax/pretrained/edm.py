@@ -31,7 +31,7 @@ from mmh_jax.pretrained.embeddings import timestep_embedding
 from mmh_jax.pretrained.layers import Conv, Linear, initial, wide
 from mmh_jax.typing import Array, ArrayLike, is_traced
 
-__all__ = ["DhariwalUNet", "DhariwalUNetOptions", "SongUNet", "SongUNetOptions"]
+__all__ = ["DhariwalUNet", "DhariwalUNetOptions", "SongUNet", "SongUNetOptions", "label_vector"]
 
 _ROOT_HALF = float(np.sqrt(0.5))
 IGNORED = ("dropout", "label_dropout")  # of the training
@@ -232,7 +232,7 @@ class SongUNet(_UNet):
             angles = 2 * jnp.pi * frequencies * jnp.asarray(c_noise, jnp.float32)
             found = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
         found = found.astype(self.map_layer0.weight[...].dtype)
-        vector = _label_vector("SongUNet", label, o.label_dim)
+        vector = label_vector("SongUNet", label, o.label_dim)
         if self.map_label is not None:
             found = found + self.map_label(vector * np.sqrt(o.label_dim))
         return jax.nn.silu(self.map_layer1(jax.nn.silu(self.map_layer0(found))))
@@ -311,7 +311,7 @@ class DhariwalUNet(_UNet):
             jnp.asarray(c_noise), o.model_channels, flip_sin_to_cos=True, freq_shift=0.0
         )
         embedding = self.map_layer1(jax.nn.silu(self.map_layer0(sines.astype(dtype))))
-        vector = _label_vector("DhariwalUNet", label, o.label_dim)
+        vector = label_vector("DhariwalUNet", label, o.label_dim)
         if self.map_label is not None:
             embedding = embedding + self.map_label(vector)
         embedding = jax.nn.silu(embedding)
@@ -331,8 +331,20 @@ def _prepared(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**config, "attn_resolutions": None} if nowhere else config
 
 
-def _label_vector(caller: str, label: ArrayLike | None, num: int) -> Array:
-    """One label as a vector; zeros for none."""
+def label_vector(caller: str, label: ArrayLike | None, num: int) -> Array:
+    """One label as a vector; zeros for none.
+
+    Args:
+        caller: to name in an error.
+        label: one class, a vector of `num`, or None.
+        num: of classes, 0 for a network without.
+
+    Raises:
+        ValueError: if it is neither, no class, or there are none; NaN if it is traced.
+
+    >>> label_vector("SongUNet", 1, 3)
+    Array([0., 1., 0.], dtype=float32)
+    """
     if label is None:
         return jnp.zeros(num)
     if num == 0:

@@ -13,18 +13,33 @@ resampling is before `conv0` and before the convolution of `skip`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
+from mmh_jax.data.files import PathLike
 from mmh_jax.nn.conv import convolve
+from mmh_jax.pretrained.files import fault
 from mmh_jax.pretrained.layers import Conv, GroupNorm, Linear, attend
 from mmh_jax.typing import Array
 
-__all__ = ["Block", "FusedDown", "Group", "Resample", "Resampled", "Style", "doubled", "halved"]
+__all__ = [
+    "Block",
+    "FusedDown",
+    "Group",
+    "Resample",
+    "Resampled",
+    "Style",
+    "check_filters",
+    "doubled",
+    "filtered",
+    "halved",
+]
 
 
 def halved(x: Array, taps: tuple[float, ...], *, padding: int | None = None) -> Array:
@@ -56,11 +71,25 @@ def doubled(x: Array, taps: tuple[float, ...]) -> Array:
     >>> doubled(jnp.ones((1, 1, 1)), (1, 1))[..., 0].tolist()
     [[1.0, 1.0], [1.0, 1.0]]
     """
+    side = len(taps) - 1 - (len(taps) - 1) // 2
+    return filtered(x, taps, (side, side, 1))  # a zero in between
+
+
+def filtered(x: Array, taps: tuple[float, ...], zeros: tuple[int, int, int]) -> Array:
+    """An image (H, W, C) convolved with a filter that sums to 2 along each axis.
+
+    Args:
+        x: the image.
+        taps: the filter, not turned; it is divided by half its sum.
+        zeros: before, after and between the pixels of each axis; negative ones cut.
+
+    >>> filtered(jnp.ones((2, 2, 1)), (1, 3), (1, 0, 0))[..., 0].tolist()
+    [[0.25, 1.0], [1.0, 4.0]]
+    """
     size = len(taps)
-    side = size - 1 - (size - 1) // 2
     for axis in (0, 1):
         widths = [(0, 0, 0)] * 3
-        widths[axis] = (side, side, 1)  # zeros in between
+        widths[axis] = zeros
         z = lax.pad(x, jnp.zeros((), x.dtype), widths)
         num = z.shape[axis] - size + 1
         parts = [
@@ -69,6 +98,37 @@ def doubled(x: Array, taps: tuple[float, ...]) -> Array:
         ]
         x = sum(parts[1:], parts[0])
     return x
+
+
+def check_filters(
+    caller: str, folder: PathLike, tensors: Mapping[str, np.ndarray], taps: Any
+) -> None:
+    """Refuse a file whose filters are not those of its configuration.
+
+    Args:
+        caller: to name in an error.
+        folder: where the file is, for an error.
+        tensors: by published name; the filters end in `.resample_filter`.
+        taps: of the configuration, unchecked.
+
+    Raises:
+        ValueError: if one is another.
+
+    >>> found = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
+    >>> check_filters("load_edm", ".", {"x.resample_filter": found}, [1, 3, 3, 1])
+    """
+    taps = np.asarray(taps, np.float64)
+    expected = np.outer(taps, taps) / max(taps.sum() ** 2, 1e-30) if taps.ndim == 1 else None
+    for name, value in tensors.items():
+        if name.endswith(".resample_filter"):
+            found = np.squeeze(value)
+            if expected is None or found.shape != expected.shape or np.any(
+                np.abs(found - expected) > 1e-3
+            ):  # fmt: skip
+                raise fault(
+                    caller, folder, f"has a {name[:100]} that is not of its config.json",
+                    "Export both from the same model, as documented.",
+                )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

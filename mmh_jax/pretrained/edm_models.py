@@ -31,7 +31,8 @@ from mmh_jax.denoise import NetworkDenoiser
 from mmh_jax.noise import DDPM, EDM, VP
 from mmh_jax.pretrained.config import one_of, options
 from mmh_jax.pretrained.edm import DhariwalUNet, SongUNet
-from mmh_jax.pretrained.files import fault, read_json
+from mmh_jax.pretrained.edm_blocks import check_filters
+from mmh_jax.pretrained.files import read_json
 from mmh_jax.pretrained.tensors import open_weights
 from mmh_jax.pretrained.weights import restore
 from mmh_jax.typing import Array
@@ -195,7 +196,7 @@ def load_edm(
     """
     config = read_json(Path(folder) / "config.json", caller="load_edm")
     tensors = open_weights(folder, caller="load_edm", stem="model")
-    _check_filters(folder, tensors, config)
+    check_filters("load_edm", folder, tensors, config.get("resample_filter", [1.0, 1.0]))
     network = restore(
         lambda: edm_network(config, attention_chunk=attention_chunk, rngs=nnx.Rngs(0)),
         tensors,
@@ -217,21 +218,3 @@ def parameter_name(name: str) -> str | None:
     """
     name = name.removeprefix("model.")
     return None if name == "u" or name.endswith(".resample_filter") else name
-
-
-def _check_filters(
-    folder: PathLike, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
-) -> None:
-    """The filters that are in the file are those of the configuration."""
-    taps = np.asarray(config.get("resample_filter", [1.0, 1.0]), np.float64)
-    expected = np.outer(taps, taps) / max(taps.sum() ** 2, 1e-30) if taps.ndim == 1 else None
-    for name, value in tensors.items():
-        if name.endswith(".resample_filter"):
-            found = np.squeeze(value)
-            if expected is None or found.shape != expected.shape or np.any(
-                np.abs(found - expected) > 1e-3
-            ):  # fmt: skip
-                raise fault(
-                    "load_edm", folder, f"has a {name[:100]} that is not of its config.json",
-                    "Export both from the same model, as documented.",
-                )  # fmt: skip

@@ -22,6 +22,7 @@ import make_clip  # noqa: E402
 import make_edm  # noqa: E402
 import make_iddpm  # noqa: E402
 import make_pipeline  # noqa: E402
+import make_stylegan  # noqa: E402
 import make_tokenizer  # noqa: E402
 import make_transformer  # noqa: E402
 import pretrained_cases as cases  # noqa: E402
@@ -113,6 +114,8 @@ def layouts():
         with torch.device("meta"):
             network = getattr(diffusers, config["_class_name"]).from_config(config)
         found[name] = {key: list(value.shape) for key, value in network.state_dict().items()}
+    before = json.loads(gzip.decompress((HERE / "layouts.json.gz").read_bytes()))
+    found |= make_stylegan.layouts() or {name: before[name] for name in make_stylegan.PUBLISHED}
     text = json.dumps(found, separators=(",", ":"), sort_keys=True).encode()
     (HERE / "layouts.json.gz").write_bytes(gzip.compress(text, mtime=0))
 
@@ -124,6 +127,7 @@ MAKERS = {
     "edm": lambda: make_edm.make(HERE),
     "iddpm": lambda: make_iddpm.make(HERE),
     "pipeline": lambda: make_pipeline.make(HERE),
+    "stylegan": lambda: make_stylegan.make(HERE),
     "tokenizer": lambda: make_tokenizer.make(HERE),
     "transformer": lambda: make_transformer.make(HERE),
 }
