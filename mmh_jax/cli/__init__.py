@@ -21,8 +21,9 @@ from rich.markup import escape
 
 from mmh_jax import console
 from mmh_jax.cli.data import Audit, LidData
+from mmh_jax.cli.detection import Detect
 from mmh_jax.cli.mitigation import Mitigate
-from mmh_jax.cli.models import Detect, Lid, Train
+from mmh_jax.cli.models import Lid, Train
 from mmh_jax.cli.sampling import Sample
 
 __all__ = ["Audit", "Detect", "Lid", "LidData", "Mitigate", "Sample", "Train", "main"]

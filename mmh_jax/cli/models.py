@@ -1,4 +1,4 @@
-"""Commands on models: train one, measure its dimensions, detect what it has memorized."""
+"""Commands on models: train one, measure its dimensions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tyro
 from mmh_jax import console
 from mmh_jax.cli.common import PresetName, Source, library
 
-__all__ = ["Detect", "Lid", "Train"]
+__all__ = ["Lid", "Train"]
 
 Method = Literal["expected", "tangential", "flipd", "projected", "thresholded", "rank"]
 
@@ -118,71 +118,3 @@ class Lid:
         rows |= {"diagnostics": console.diagnosis(diagnostics)}
         rows |= {"seconds": f"{time.monotonic() - start:.0f}", "file": self.out}
         console.print_table(f"{self.model} at {self.source}", rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class Detect:
-    """Score points of a data set, or samples of a model, by detectors of memorization.
-
-    Writes one row for each point: its index, label if there is one, the nearest training point and
-    the distance to it if the training data are known, a column score_NAME for each detector, larger
-    = more memorized, and its standard error where it has one; of samples also d1/d2 to the nearest
-    two training points without duplicates, Carlini's calibrated distance, and whether the sample is
-    a copy by d1/d2 < 1/3.  Beside FILE.csv are written FILE.json, with evaluations of the network
-    for one point and how well each detector finds the copies, and FILE.samples.npz.  Interrupted
-    or killed, it continues when the same command is run again.
-
-    Attributes:
-        model: The folder of a model, as `mmh-jax train` writes it.
-        data: `digits`, a .npy or .npz file, an idx file, or a folder of images.
-        out: The CSV file to write.
-        detectors: One or more of flipd, denoised_spread, regeneration, cfg_norm, ...
-            (`mmh_jax.memorization.DETECTORS`); by default those of the model that are usual, simple
-            ones to compare with, and some for what `--label` and `--baseline` give.
-        generate: Score so many samples of the model, instead of the points of the data.
-        sigma: Noise level of all detectors, in data units; `auto` takes the median of the plateaus
-            of 128 points of the data, for which it looks at no label.
-        baseline: The folder of an earlier checkpoint or another model, for detectors *_baseline.
-        trained_on: The training data; by default the data, for samples or if the model says so.
-        label: Condition the model on the label of each point, a sample on that of a random one.
-        num_points: Score so many points, chosen at random; by default all.
-        seed: Of this choice, of samples, and of the noise that detectors draw.
-        chunk_size: Points at once; fewer take less memory.
-        overwrite: Replace the file, and those beside it.
-    """
-
-    model: Path
-    data: str
-    out: Path
-    detectors: tuple[str, ...] = ()
-    generate: int | None = None
-    sigma: Literal["auto"] | float = "auto"
-    baseline: Path | None = None
-    trained_on: str | None = None
-    label: bool = False
-    num_points: int | None = None
-    seed: int = 0
-    chunk_size: int = 32
-    overwrite: bool = False
-
-    def run(self, command: str) -> None:
-        """Score, write the files, and print what was found."""
-        report = library()
-        start = time.monotonic()
-        sigma = None if self.sigma == "auto" else self.sigma
-        settings = dataclasses.asdict(self) | {"sigma": sigma}
-        by_label = settings.pop("label")
-        with console.progress() as progress:
-            _, summary = report.detect(
-                **settings, by_label=by_label, command=command, progress=progress
-            )
-        found, rows = summary["detectors"], {"sigma": f"{summary['sigma']:.4g}"}
-        rows |= {f"median, {name}": console.number(one["median"]) for name, one in found.items()}
-        rows |= {"evaluations for a point": f"{summary['evaluations']:g}"}
-        if "samples" in summary:
-            rows |= {"copies": console.copied(summary["samples"])}
-            for name, one in summary["detection"].items():
-                rows[f"finds them, {name}"] = console.detection(one)
-        rows |= {"seconds": f"{time.monotonic() - start:.0f}", "file": self.out}
-        what = f"{summary['num_points']} {'points' if self.generate is None else 'samples'}"
-        console.print_table(f"{self.model} and {self.data}, {what}", rows)

@@ -17,7 +17,15 @@ from PIL import Image
 
 from mmh_jax.data.files import PathLike, Read, damage_reported, fault_of, refuse_split
 
-__all__ = ["HUGGING_FACE", "IMAGE_SUFFIXES", "is_hugging_face", "read_folder", "read_hugging_face"]
+__all__ = [
+    "HUGGING_FACE",
+    "IMAGE_SUFFIXES",
+    "images_in",
+    "is_hugging_face",
+    "read_folder",
+    "read_hugging_face",
+    "read_image",
+]
 
 # Named, so that a file that only pretends to be a PNG never reaches Pillow's PostScript decoder,
 # which starts another program.
@@ -38,13 +46,13 @@ def read_folder(path: Path, max_points: int | None, split: str | None) -> Read:
     With `max_points` the first of all classes are kept, the first class first.
     """
     refuse_split(path, split, "a folder of images")
-    files, labels, names = _images_in(path), None, None
+    files, labels, names = images_in(path), None, None
     if not files:
         classes = sorted(
             (item for item in path.iterdir() if item.is_dir() and item.name[0] != "."),
             key=lambda item: item.name,
         )
-        members = [_images_in(folder) for folder in classes]
+        members = [images_in(folder) for folder in classes]
         files = [file for group in members for file in group]
         labels = np.repeat(np.arange(len(classes)), [len(group) for group in members])
         names = tuple(folder.name for folder in classes)
@@ -61,7 +69,8 @@ def read_folder(path: Path, max_points: int | None, split: str | None) -> Read:
     return Read(points, None if labels is None else labels[: len(chosen)], names)
 
 
-def _images_in(path: Path) -> list[Path]:
+def images_in(path: Path) -> list[Path]:
+    """The pictures that lie in a folder itself, in the order of their names."""
     return sorted(
         file
         for file in path.iterdir()
@@ -70,7 +79,7 @@ def _images_in(path: Path) -> list[Path]:
 
 
 def _opener(file: Path) -> Callable[[], Any]:
-    return lambda: _read_image(file, file)
+    return lambda: read_image(file, file)
 
 
 def _stack(source: PathLike, count: int, images: Iterable[_Named]) -> np.ndarray:
@@ -95,8 +104,16 @@ def _describe(image: np.ndarray) -> str:
     return f"{image.shape[0]} x {image.shape[1]} {'grey' if image.ndim == 2 else 'colour'}"
 
 
-def _read_image(source: PathLike, file: Any) -> np.ndarray:
-    """(H, W) or (H, W, 3) bytes."""
+def read_image(source: PathLike, file: Any) -> np.ndarray:
+    """(H, W) or (H, W, 3) bytes of a picture.
+
+    Args:
+        source: to name in an error.
+        file: a path, or an open file.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
     cure = "Remove it, or save it again as an 8-bit PNG."
     with (
         damage_reported(source, "cannot be read as an image", cure),
@@ -199,6 +216,6 @@ def _cell_reader(source: PathLike, cell: Any) -> Callable[[], Any]:
         if cell is None:
             raise fault_of(source, "has a row without an image", "Leave it out, with `filter`.")
         content = cell["bytes"]
-        return _read_image(source, io.BytesIO(content) if content else Path(cell["path"]))
+        return read_image(source, io.BytesIO(content) if content else Path(cell["path"]))
 
     return read

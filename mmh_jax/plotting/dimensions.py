@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -13,10 +13,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
 
 from mmh_jax.memorization import Label
-from mmh_jax.plotting.style import STYLE
+from mmh_jax.plotting.style import OKABE_ITO, STYLE
 from mmh_jax.typing import Estimate
 
-__all__ = ["dimension_figure"]
+__all__ = ["curves_figure", "dimension_figure"]
 
 
 _MAX_ERROR_BARS = 150
@@ -200,3 +200,34 @@ def _draw_strips(figure: SubFigure, theta: np.ndarray, images: np.ndarray, count
             cell.set_xlabel(f"{theta[index]:.1f}", fontsize=7.5, labelpad=2)
             for spine in cell.spines.values():
                 spine.set_visible(False)
+
+
+def curves_figure(sigmas: Any, curves: Mapping[str, Any], *, is_marked: Any = None) -> Figure:
+    """Dimensions of many points over noise levels, a panel for each model, medians in bold.
+
+    Args:
+        sigmas: (S,) noise levels.
+        curves: (M, S) dimensions by the title of their panel.
+        is_marked: (M,) booleans: which points are known to be memorized; None if that is not known.
+    """
+    marked = None if is_marked is None else np.asarray(is_marked, bool)
+    groups = {"": slice(None)} if marked is None else {"others": ~marked, "memorized": marked}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.6 * len(curves), 2.9), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
+        for (title, values), panel in zip(curves.items(), axes, strict=True):
+            for (name, rows), color in zip(groups.items(), OKABE_ITO, strict=False):
+                own = np.asarray(values, float)[rows]
+                if not len(own):
+                    continue
+                share = max(0.05, min(0.5, 10 / len(own)))
+                panel.plot(sigmas, own.T, color=color, linewidth=0.6, alpha=share)
+                panel.plot(sigmas, np.nanmedian(own, axis=0), color=color, linewidth=2, label=name)
+            panel.set_xscale("log")
+            panel.set_xlabel(r"$\sigma$")
+            panel.set_title(title.replace("_", " "))
+        axes[0].set_ylabel("dimension")
+        if marked is not None:
+            axes[0].legend(frameon=False)
+    return figure

@@ -6,6 +6,7 @@ from mmh_jax.report.detect import detect
 from mmh_jax.report.guiding import SampleOptions
 from mmh_jax.report.mitigate import MitigationPlan, mitigate_model
 from mmh_jax.report.model import lid_theta, load_model, train_model
+from mmh_jax.report.published import PublishedOptions, detect_published, is_published
 from mmh_jax.report.sampling import sample_model
 from mmh_jax.report.stages import PRESETS, Preset, Stages
 
@@ -13,10 +14,13 @@ __all__ = [
     "PRESETS",
     "MitigationPlan",
     "Preset",
+    "PublishedOptions",
     "SampleOptions",
     "Stages",
     "audit",
     "detect",
+    "detect_published",
+    "is_published",
     "lid_of_data",
     "lid_theta",
     "load_model",
