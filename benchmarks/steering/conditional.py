@@ -248,6 +248,7 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         if names:
             column[0].legend(frameon=False, fontsize=7)
         column[1].set_xlabel("share of samples that are copies")
+        column[1].set_xlim(left=-0.01)
     panels[0, 0].set_ylabel("Frechet distance to held-out digits")
     panels[1, 0].set_ylabel("agreement with the prompt")
     figure.suptitle(f"{title}; star: nothing done, dotted: held-out digits", fontsize=9)

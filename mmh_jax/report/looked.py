@@ -95,7 +95,8 @@ class Looked(NamedTuple):
             if name in asks:
                 per_bit = memorization.lid_per_bit(-scored.value[name], num_bytes)
                 columns[f"score_{name}_per_bit"] = -per_bit
-        summary = {"sigma": float(settings.sigma), "num_points": len(self.rows)}
+        summary: dict[str, Any] = {"sigma": float(np.asarray(settings.sigma))}
+        summary["num_points"] = len(self.rows)
         summary |= table.summary_of(scored) | {"detection": self.detection(columns)}
         curves = None
         if self.options.curve_levels:
@@ -111,28 +112,32 @@ class Looked(NamedTuple):
 
     def points(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The points of the denoiser, and of their pictures the bytes as PNG and the variance."""
-        folder, shown = self.work / "points", self.work / "pictures"
+        folder = self.work / "points"
         folder.mkdir(exist_ok=True)
+        if self.options.images is not None:
+            return self.encoded(folder)
+        with self.stages("drawing") as report:
+            points = self.drawn(folder, report)
+        shown, looks = self.work / "pictures", []
         shown.mkdir(exist_ok=True)
-        if self.options.images is None:
-            with self.stages("drawing") as report:
-                points = self.drawn(folder, report)
-        parts, sizes, variances = [], [], []
+        with self.stages("pictures") as report:
+            for number, point in enumerate(points):
+                looks.append(_look(self.decoded(point, shown / f"{number:05d}.png")))
+                report(number + 1, len(points))
+        return points, *np.transpose(looks)
+
+    def encoded(self, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of pictures that are there."""
+        parts, looks = [], []
         with self.stages("pictures") as report:
             for number, row in enumerate(self.rows):
-                if self.options.images is None:
-                    seen = self.decoded(points[number], shown / f"{number:05d}.png")
-                else:
-                    assert row.image is not None
-                    seen = picture(row.image, self.image_shape)
-                    encode = functools.partial(self.pipeline.encode, seen)
-                    parts.append(_kept(folder / f"{number:06d}.npy", encode))
-                sizes.append(memorization.png_bytes(seen[None])[0])
-                variances.append(seen.var())
+                assert row.image is not None
+                seen = picture(row.image, self.image_shape)
+                encode = functools.partial(self.pipeline.encode, seen)
+                parts.append(_kept(folder / f"{number:06d}.npy", encode))
+                looks.append(_look(seen))
                 report(number + 1, len(self.rows))
-        if parts:
-            points = np.stack(parts)
-        return points, np.asarray(sizes), np.asarray(variances)
+        return np.stack(parts), *np.transpose(looks)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -235,7 +240,7 @@ class Looked(NamedTuple):
         if known is None:
             return None
         num = self.options.generate if self.options.prompts is not None else 1
-        labels = known.reshape(-1, num).all(axis=1)
+        labels = known[::num]
         return {
             name.removeprefix("score_"): table.detection_of(
                 np.mean(np.reshape(value, (-1, num)), axis=1), labels, seed=self.seed
@@ -252,7 +257,12 @@ class Looked(NamedTuple):
         }
         if self.options.prompts is not None:
             columns["generation"] = np.arange(len(self.rows)) % self.options.generate
-        return columns | {"png_bytes": num_bytes}
+        return columns | {"png_bytes": num_bytes.astype(int)}
+
+
+def _look(seen: np.ndarray) -> tuple[int, float]:
+    """The bytes of a picture as PNG, and the variance of its pixels."""
+    return int(memorization.png_bytes(seen[None])[0]), float(seen.var())
 
 
 def _kept(path: Path, make: Callable[[], Any]) -> np.ndarray:

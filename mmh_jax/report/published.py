@@ -173,7 +173,7 @@ def _write(out: Path, found: Found) -> None:
     """What lies beside the table: curves, their figure, drawn pictures."""
     if found.curves is not None:
         with replacing(out.with_suffix(".curves.npz")) as partial, partial.open("wb") as file:
-            np.savez(file, **found.curves)
+            np.savez(file, allow_pickle=False, **found.curves)
         from mmh_jax import plotting  # here, because matplotlib is an extra
 
         with replacing(out.with_suffix(".png")) as partial:
