@@ -45,10 +45,10 @@ UNETS: dict[str, dict[str, Any]] = {
         "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
     },
 }  # fmt: skip
-# As Stable Diffusion 1, with a twentieth of the channels.
+# As Stable Diffusion 1, with a twentieth of the channels and half of the layers.
 TINY = SD1 | {
-    "sample_size": 8, "block_out_channels": [16, 32, 64, 64], "norm_num_groups": 8,
-    "cross_attention_dim": 32, "attention_head_dim": 2,
+    "sample_size": 8, "layers_per_block": 1, "block_out_channels": [16, 32, 64, 64],
+    "norm_num_groups": 8, "cross_attention_dim": 32, "attention_head_dim": 2,
 }  # fmt: skip
 VAE = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 2,
@@ -56,7 +56,12 @@ VAE = {
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
     "scaling_factor": 0.18215,
 }  # fmt: skip
-TINY_VAE = VAE | {"block_out_channels": [16, 32, 64, 64], "norm_num_groups": 8, "sample_size": 64}
+TINY_VAE = VAE | {
+    "layers_per_block": 1,
+    "block_out_channels": [16, 32, 64, 64],
+    "norm_num_groups": 8,
+    "sample_size": 64,
+}
 TEXT = {
     "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
     "num_hidden_layers": 12, "projection_dim": 768,

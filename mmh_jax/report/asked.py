@@ -127,7 +127,9 @@ def picture(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     height, width, channels = shape
     image = Image.fromarray(read_image(file, file)).convert("L" if channels == 1 else "RGB")
     scale = min(image.width / width, image.height / height)
-    left, top = ((image.width - scale * width) / 2, (image.height - scale * height) / 2)
-    box = (left, top, left + scale * width, top + scale * height)
-    fitted = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    wide, tall = max(1, round(scale * width)), max(1, round(scale * height))
+    left, top = (image.width - wide) // 2, (image.height - tall) // 2
+    # Cut first: `resize` with a box looks beyond it.
+    middle = image.crop((left, top, left + wide, top + tall))
+    fitted = middle.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(fitted, np.float32).reshape(shape) / 255

@@ -208,16 +208,25 @@ class Looked(NamedTuple):
         start = self.level(LOOK_AT) if self.sigma is None else self.sigma
         top = max(self.level(UP_TO), 2 * start)
         sigmas = np.geomspace(start, top, self.options.curve_levels).astype(np.float32)
+        models = [conditions]
+        if conditions is not None:  # the null condition as one more: the same program
+            null = jax.tree.map(np.asarray, _condition(self.pipeline, None))
+            models.append(jax.tree.map(lambda leaf: np.stack([leaf] * len(points)), null))
         run = _over_curves(self.options.probes, self.chunk_size)
         folder, parts = self.work / "curves", []
         folder.mkdir(exist_ok=True)
+        # The same probes with and without: what is common to both cancels.
         keys, base = jax.random.split(self.key(2), len(points)), self.pipeline.denoiser()
         size = max(BLOCK_SIZE, self.chunk_size)
         with self.stages("curves") as report:
             for begin in range(0, len(points), size):
                 rows = slice(begin, begin + size)
-                some = jax.tree.map(lambda leaf, rows=rows: leaf[rows], conditions)
-                measure = functools.partial(run, points[rows], some, base, sigmas, key=keys[rows])
+
+                def measure(rows: slice = rows) -> np.ndarray:
+                    some = jax.tree.map(lambda leaf: leaf[rows], models)
+                    given = ((points[rows], each, base, sigmas) for each in some)
+                    return np.stack([run(*each, key=keys[rows]) for each in given], axis=1)
+
                 parts.append(_kept(folder / f"{begin:06d}.npy", measure))
                 report(min(begin + size, len(points)), len(points))
         found = np.concatenate(parts)
@@ -291,9 +300,8 @@ def _over_curves(probes: int, chunk_size: int) -> Callable[..., Any]:
     trace = linalg.rademacher(probes, chunk_size=1)
 
     def one(x: Any, condition: Any, base: Any, sigmas: Any, *, key: Key) -> Any:
-        # The same probes with and without: what is common to both cancels.
-        models = [base] if condition is None else [base.condition(condition), base]
-        found = [lid.flipd_curve(model, x, sigmas, trace=trace, key=key) for model in models]
-        return jnp.stack([jnp.stack([each.value, each.stderr]) for each in found])
+        model = base if condition is None else base.condition(condition)
+        found = lid.flipd_curve(model, x, sigmas, trace=trace, key=key)
+        return jnp.stack([found.value, found.stderr])
 
     return mapping.over_points(one, (0, 0, None, None), chunk_size=chunk_size)
