@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pretrained_folders as folders
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from mmh_jax import lid, linalg, pretrained
@@ -15,6 +17,14 @@ from mmh_jax.cli import main
 from mmh_jax.report import asked, looked
 
 slow = pytest.mark.slow
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+    lambda some: (
+        st.lists(some, max_size=3)
+        | st.dictionaries(st.sampled_from(["prompt", "caption", "image", "memorized"]), some)
+    ),
+    max_leaves=6,
+)
 PROMPTS = ["a painting of the sea", "a dog"]
 QUICK = ["--num-steps", "3", "--probes", "2", "--curve-levels", "2", "--seed", "5"]
 
@@ -243,3 +253,17 @@ def test_lines(here):
     path.write_text('{"image": "nowhere.png"}')
     with pytest.raises(ValueError, match=r"nowhere\.png, which is not there"):
         asked.read_pictures(path)
+
+
+@given(st.lists(st.binary(max_size=60) | JSON.map(lambda v: json.dumps(v).encode()), max_size=5))
+@settings(deadline=None)
+def test_any_lines_are_read_or_refused(tmp_path_factory, lines):
+    path = tmp_path_factory.getbasetemp() / "lines.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    found, said = [], "--prompts"
+    try:
+        found = asked.read_prompts(path)
+    except ValueError as error:
+        said = str(error)
+    assert "--prompts" in said
+    assert all(isinstance(row.prompt, str) for row in found)
