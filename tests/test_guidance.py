@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import struct
 
-from mmh_jax import analytic, linalg, sample
+from mmh_jax import analytic, denoise, linalg, sample
 from mmh_jax.mitigation import JacobianTrace, LidGuided, Target, reference_target
 
 FLAT = Target(jnp.array([0.1, 10.0]), jnp.array([0.8, 0.8]))
@@ -97,6 +97,27 @@ def test_it_passes_on_what_the_denoiser_knows():
     assert guided.is_guided
     bound = guided.condition(3.0)
     np.testing.assert_allclose(bound(jnp.ones(2), 0.01) - guided(jnp.ones(2), 0.01), 3.0, rtol=1e-5)
+
+
+def test_an_interval_of_no_noise_levels_is_refused():
+    law = analytic.LinearGaussian(jnp.zeros(2), jnp.eye(2), jnp.ones(2))
+    makers = {
+        "LidGuided": lambda **ends: LidGuided(law, FLAT, **ends),
+        "Guided": lambda **ends: denoise.Guided(law, law, 2.0, **ends),
+    }
+    for name, make in makers.items():
+        for low, high in ((1, 0.2), (jnp.float32(1), np.float64(0.2)), (float("nan"), 0.2)):
+            with pytest.raises(ValueError, match=rf"`{name}\(low=.*, high=0.2\)` acts at no.*low"):
+                make(low=low, high=high)
+        with pytest.raises(ValueError, match="Were the two exchanged"):
+            jax.jit(lambda x, make=make: make(low=1.0, high=0.2)(x, 0.5))(jnp.ones(2))
+        assert make(low=0.5, high=0.5).low == 0.5
+        # Traced ones are not known; stacks, and trees of tangents or axes, are no two numbers.
+        call = jax.jit(lambda low, x, make=make: make(low=low, high=0.2)(x, 0.5))
+        np.testing.assert_array_equal(call(1.0, jnp.ones(2)), law(jnp.ones(2), 0.5))
+        assert make(low=jnp.ones(3), high=jnp.zeros(3)).low.shape == (3,)
+        assert jax.tree.map(lambda leaf: -leaf, make(low=0.2, high=1.0)).high == -1
+        assert jax.tree.structure(make()) == jax.tree.structure(make(low=jnp.float32(0.1)))
 
 
 def line_and_atom():

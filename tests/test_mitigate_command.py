@@ -117,12 +117,40 @@ def test_guidance_to_a_label_begins_late_or_is_weaker(classes, here, capsys):  #
         (["--quantiles"], "there is nothing to try"),
         (["--quantiles", "1.5"], "--quantile is 1.5"),
         (["--scale", "2"], "the model takes no labels"),
+        (["--begins", "4"], "--begins is read with --scale only; add --scale, or leave it out"),
+        (["--scales"], "--scales is read with --scale only"),
+        (["--scale", "2", "--quantiles", "0.1"], "--quantiles is of ways by dimension, and there"),
+        (["--scale", "2", "--probes", "8"], "--probes is of ways by dimension"),
+        (["--scale", "2", "--references", "9"], "--references is of ways by dimension"),
+        (["--scale", "2", "--baseline", "model"], "none with --scale; leave one of them out"),
+        (["--scale", "2", "--begins"], "there is nothing to try"),
     ],
 )
 def test_what_cannot_be_compared_is_said_before_any_work(here, capsys, more, message):  # noqa: F811
     assert compare(*more) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not Path("out").exists()
+
+
+def test_what_is_not_given_is_that_of_the_way():
+    plan = MitigationPlan(references=64)
+    asked = [(way.name, way.strength, way.options.probes) for way in plan.ways()]
+    assert asked == [
+        *(("lid", share, 8) for share in (0.1, 0.2, 0.3)),
+        *(("reject", share, 32) for share in (0.1, 0.15, 0.2)),
+    ]
+    assert {way.options.references for way in plan.ways()} == {64}
+    settings = plan.settings()
+    assert settings["quantiles"] == {"lid": [0.1, 0.2, 0.3], "reject": [0.1, 0.15, 0.2]}
+    assert settings["probes"] == {"lid": 8, "reject": 32}
+    assert settings["begins"] is None
+    given = MitigationPlan(quantiles=(0.4,), probes=3)
+    asked = [(way.name, way.strength, way.options.probes) for way in given.ways()]
+    assert asked == [("lid", 0.4, 3), ("reject", 0.4, 3)]
+    assert given.references == 256
+    late = MitigationPlan(scale=2.0)
+    assert [way.strength for way in late.ways()] == [4, 2, 1]
+    assert late.settings()["quantiles"] is None
 
 
 def test_an_interrupted_comparison_continues(classes, here, monkeypatch):  # noqa: F811

@@ -396,7 +396,7 @@ def test_evaluations_are_counted_as_they_happen(step, with_baseline):
 @pytest.mark.parametrize("step", ["heun", "ancestral"])
 def test_evaluations_of_rejection_are_those_of_the_library(step):
     config = train.ModelConfig("", {}, (3,), 1.0, 1.0, 0.1, 4.0)
-    options = SampleOptions("reject", levels=7, step=step, probes=4, back_to=2.0)
+    options = SampleOptions("reject", levels=7, step=step, probes=4, low=0.2)
     back, decide = options.places(config)
     sigmas = options.sigmas(config)
     assert sigmas[back] <= 2 < sigmas[back - 1]
@@ -413,22 +413,30 @@ def test_evaluations_of_rejection_are_those_of_the_library(step):
     assert found["reference"] == found["unguided"] + 5
 
 
-def test_rejection_is_that_of_the_library(trained, here, capsys):
+@pytest.mark.parametrize(
+    ("more", "low", "back_to"),
+    [
+        ([], 0.0, 2.0),
+        pytest.param(["--low", ".2", "--back-to", "inf"], 0.2, np.inf, marks=pytest.mark.slow),
+    ],
+)
+def test_rejection_is_that_of_the_library(trained, here, capsys, more, low, back_to):
     extra = ["--guidance", "reject", "--num", "20", "--references", "30", "--quantile", "0.4"]
-    extra += ["--back-to", "2", "--probes", "2"]
+    extra += [*more, "--probes", "2"]
     assert draw(*extra, model=trained / "model") == 0
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
     model, config = train.load(trained / "model"), train.load_config(trained / "model")
     spread, summary = config.scale * config.sigma_data, summary_of()
     sigmas = sample.karras_levels(8, sigma_min=config.sigma_min, sigma_max=config.sigma_max)
     found = summary["reference"]
-    decide = int(np.sum(np.asarray(sigmas) >= 0.2 * spread)) - 1
+    decide = int(np.sum(np.asarray(sigmas) >= low * spread)) - 1
+    assert (decide == 7) == (low == 0)
     np.testing.assert_allclose(found["sigmas"], [sigmas[decide]], rtol=1e-6)
     direct = sample_selected(
         model, 64, key=jax.random.fold_in(keys()[0], 0), sigmas=sigmas, shape=(2,),
-        measure=DenoisedLid(0.3 * spread, keys()[2], num_samples=2),
+        measure=DenoisedLid(0.4 * spread, keys()[2], num_samples=2, spread=True),
         target=Target(jnp.array(found["sigmas"]), jnp.array(found["target"])),
-        decide_at=0.2 * spread, back_to=2 * spread,
+        decide_at=float(sigmas[decide]), back_to=back_to * spread,
     )  # fmt: skip
     np.testing.assert_allclose(samples_of(), direct.samples[:20], atol=1e-3)
     rows = rows_of("out/samples.csv")
@@ -448,12 +456,40 @@ def test_rejection_is_that_of_the_library(trained, here, capsys):
     assert "accepted" not in rows_of("plain/samples.csv")[0]
 
 
+def test_what_is_not_given_is_that_of_the_guidance(here, capsys):
+    unread = dict.fromkeys(("scale", "begin", "strength", "trust", "high", "back_to"))
+    expected = {
+        "lid": {"quantile": 0.2, "strength": 1e4, "trust": 1.0, "low": 0.2, "high": 1.0,
+                "probes": 8, "references": 128},
+        "reject": {"quantile": 0.1, "low": 0.0, "back_to": 2.0, "probes": 32, "references": 128},
+    }  # fmt: skip
+    for guidance, values in expected.items():
+        found = SampleOptions(guidance).settings()
+        assert {name: found[name] for name in unread | values} == unread | values
+    assert SampleOptions("cfg").scale == 1
+    assert SampleOptions("cfg").begin == np.inf
+    config = train.ModelConfig("", {}, (3,), 2.0, 0.5, 0.1, 4.0)
+    key = jax.random.key(0)
+    for baseline in (None, len):  # of the measure: the finished sample, from a spread of 1
+        measure = SampleOptions("reject").measure(config, baseline, key=key)
+        assert measure == DenoisedLid(measure.sigma, key, baseline, num_samples=32, spread=True)
+        assert float(measure.sigma) == pytest.approx(0.4)
+    # What is given is kept, and the summary says what held.
+    command = ["--guidance", "reject", "--num", "6", "--references", "12", "--quantile", "0.25"]
+    assert draw(*command) == 0
+    found = summary_of()["settings"]
+    assert {name: found[name] for name in ("quantile", "low", "back_to", "probes")} == {
+        "quantile": 0.25, "low": 0, "back_to": 2, "probes": 32
+    }  # fmt: skip
+    assert summary_of()["reference"]["measured_at"] == pytest.approx(0.4)
+
+
 def test_dimensions_are_relative_to_a_baseline(here, capsys):
-    options = ["--guidance", "reject", "--num", "6", "--references", "8", "--probes", "2"]
+    options = ["--guidance", "reject", "--num", "6", "--references", "9", "--probes", "2"]
     assert draw(*options, "--baseline", "model") == 0
     found = summary_of()["reference"]
     assert found["is_relative"]
-    assert found["measured_at"] == 0.5
+    assert found["measured_at"] == pytest.approx(0.4)
     # Of the model to itself: the logarithm of 1, and nothing is refused.
     assert found["target"] == [0.0]
     assert summary_of()["selection"] == {"accepted": 1.0, "mean_tries": 1.0}
@@ -461,7 +497,7 @@ def test_dimensions_are_relative_to_a_baseline(here, capsys):
     assert draw(*options, out="alone") == 0
     found = summary_of("alone")["reference"]
     assert not found["is_relative"]
-    assert found["measured_at"] == pytest.approx(0.3)
+    assert found["measured_at"] == pytest.approx(0.4)
     assert found["target"] != [0.0]
     save_model(here / "larger", (4,))
     assert draw(*options, "--baseline", "larger", out="no") == 2
@@ -471,8 +507,8 @@ def test_dimensions_are_relative_to_a_baseline(here, capsys):
 
 
 def test_a_label_is_bound_in_the_baseline(classes, capsys):
-    more = ["--guidance", "reject", "--num", "6", "--references", "8", "--levels", "12"]
-    more += ["--low", "0.02", "--baseline", "model", "--label", "2"]
+    more = ["--guidance", "reject", "--num", "6", "--references", "9", "--levels", "12"]
+    more += ["--baseline", "model", "--label", "2"]
     assert draw(*more) == 0
     np.testing.assert_allclose(samples_of()[:, 0], 20, atol=1)
     assert summary_of()["reference"]["target"] == [0.0]
@@ -495,14 +531,16 @@ BAD = {
     "--guidance lid --references 0": "--references is 0; it must be at least 1",
     "--guidance lid --probes 0": "--probes is 0; it must be at least 1",
     "--guidance lid --scale nan": "--scale is of --guidance cfg, and this is --guidance lid",
-    "--quantile 0.5": "--quantile is of --guidance lid or reject, and this is --guidance none",
+    "--quantile 0.2": "--quantile is of --guidance lid or reject, and this is --guidance none",
     "--guidance lid --back-to 3": "--back-to is of --guidance reject, and this is --guidance lid",
     "--guidance reject --high 3": "--high is of --guidance lid, and this is --guidance reject",
-    "--guidance reject --probes 0": "--probes is 0; it must be at least 1",
+    "--guidance reject --probes 1": "--probes is 1; it must be at least 2",
+    "--guidance reject --references 8": "--quantile is 0.1, of --references 8; it must lie between",
     "--guidance reject --quantile 0": "--quantile is 0, of --references 128; it must lie between",
     "--guidance reject --low 2 --back-to 1": "--low is 2 and --back-to 1; --low must be at least 0",
-    "--guidance reject --low 9": "from 5 to 0.01 spreads of the data, have none to decide at and",
-    "--guidance reject --back-to 0.21": "--low 0.2 --back-to 0.21: the 8 noise levels, from 5 to",
+    "--guidance reject --low 3": "--low is 3 and --back-to 2; --low must be at least 0 and below",
+    "--guidance reject --low 9 --back-to inf": "from 5 to 0.01 spreads of the data, have none",
+    "--guidance reject --low 0.2 --back-to 0.21": "--low 0.2 --back-to 0.21: the 8 noise levels",
     "--baseline model": "--baseline is of --guidance lid or reject, and this is --guidance none",
     "--sigma 0": "--sigma is 0; it must be a positive number",
     "--seed -1": "--seed is -1",

@@ -31,17 +31,19 @@ class Mitigate:
         out: The folder for the results.
         num: Samples of each way.
         data: The training data, if the model does not know where they are.
-        quantiles: The shares of usual samples that are disturbed or refused.
+        quantiles: The shares of usual samples that are disturbed, by default 0.1 0.2 0.3, or
+            refused, by default 0.1 0.15 0.2.
         scale: Of classifier-free guidance.
-        begins: With a scale: noise levels from which on it acts, in spreads of the data.
+        begins: With a scale: noise levels from which on it acts, in spreads of the data, by default
+            4 2 1.
         scales: With a scale: lower ones to compare with.
         label: The class of all samples; by default none, or with a scale random ones.
         baseline: The folder of a model of the same data that has not memorized, such as an earlier
             checkpoint, for ways by dimension.
         levels: Noise levels of the sampler.
         step: From one level to the next.
-        probes: Draws of noise for the dimension.
-        references: How many samples are drawn to see which dimensions are usual.
+        probes: Draws of noise for the dimension, by default 8 of LID guidance and 32 of rejection.
+        references: How many samples are drawn to see which dimensions are usual, by default 256.
         seed: Of noise, labels and probes.
         overwrite: Replace results in the folder.
     """
@@ -50,16 +52,16 @@ class Mitigate:
     out: Path
     num: int = 256
     data: str | None = None
-    quantiles: tuple[float, ...] = (0.1, 0.2, 0.3)
+    quantiles: tuple[float, ...] | None = None
     scale: float | None = None
-    begins: tuple[float, ...] = (4.0, 2.0, 1.0)
-    scales: tuple[float, ...] = ()
+    begins: tuple[float, ...] | None = None
+    scales: tuple[float, ...] | None = None
     label: int | None = None
     baseline: Path | None = None
     levels: int = 32
     step: Literal["heun", "ddim", "ancestral", "dpm2m"] = "heun"
-    probes: int = 8
-    references: int = 256
+    probes: int | None = None
+    references: int | None = None
     seed: int = 0
     overwrite: bool = False
 

@@ -28,34 +28,38 @@ class Sample:
         model: The folder of a model, as `mmh-jax train` writes it.
         out: The folder for the samples.
         guidance: none, the model as it is; lid, away from dimensions that are below a quantile of
-            those of the model's own samples that are no copies; reject, where the dimension is
-            below it on the way, the sample is begun again, up to 8 times in all; cfg,
-            classifier-free guidance of a model with labels.
+            those of the model's own samples that are no copies; reject, a finished sample that is
+            below it, for what comes back from noise is one point, goes back to a higher noise level
+            and comes down again, up to 8 times in all; cfg, classifier-free guidance of a model
+            with labels.
         num: How many samples.
         data: The training data, if the model does not know where they are: `digits`, a .npy or
             .npz file, an idx file, or a folder of images.
         levels: Noise levels of the sampler.
         step: From one level to the next; heun takes two evaluations of the model, the others one;
             ancestral adds noise.
-        scale: Of cfg; 1 is the conditional model.
-        begin: Of cfg: the noise level, in spreads of the data, from which on it acts; before, there
-            is no label, so that one which leads to a memorized picture cannot.
+        scale: Of cfg, by default 1, which is the conditional model.
+        begin: Of cfg: the noise level, in spreads of the data, from which on it acts, by default
+            the first; before, there is no label, so that one which leads to a memorized picture
+            cannot.
         label: The class of all samples; by default none, or with cfg random ones.
         baseline: Of lid and reject: the folder of a model of the same data that has not memorized,
-            such as an earlier checkpoint.  The dimension is then relative to the one it has, and
-            seen at a noise level of 0.5 spreads of the data, otherwise of 0.3.
-        quantile: Of lid and reject: the share of usual samples that are disturbed at each level,
-            or refused.
-        strength: Of lid; with 0 it does nothing.
-        trust: Of lid: the largest step, as a share of the denoising step.
-        low: Of lid: the least noise level at which it acts, in spreads of the data; of reject: it
-            decides at the last level that is not below.
-        high: Of lid: the largest one.
-        back_to: Of reject: to which noise level refused samples go back, in spreads of the data;
-            from low ones something of the same kind comes again, from the first, which is the
-            default, anything.
-        probes: Of lid and reject: draws of noise for the dimension.
-        references: Of lid and reject: how many samples are drawn first, to see what is usual.
+            such as an earlier checkpoint.  The dimension is then relative to the one it has; it is
+            seen at a noise level of 0.4 spreads of the data by reject, by lid of 0.5, or without a
+            baseline of 0.3.
+        quantile: Of lid and reject: the share of usual samples that are disturbed at each level, by
+            default 0.2, or refused, by default 0.1.
+        strength: Of lid, by default 10,000; with 0 it does nothing.
+        trust: Of lid: the largest step, as a share of the denoising step, by default 1.
+        low: Of lid: the least noise level at which it acts, in spreads of the data, by default 0.2;
+            of reject: it decides at the last level that is not below, by default 0, the end.
+        high: Of lid: the largest one, by default 1.
+        back_to: Of reject: to which noise level refused samples go back, in spreads of the data, by
+            default 2; from low ones something of the same kind comes again, from the first (inf)
+            anything.
+        probes: Of lid and reject: draws of noise for the dimension, by default 8 and 32.
+        references: Of lid and reject: how many samples are drawn first, to see what is usual, by
+            default 128.
         sigma: Noise level of LID_theta in data units; `auto` takes for each sample the one where it
             depends least on it, at 7 to 15 times the cost and that of 128 more points.
         num_neighbors: Nearest neighbours for LID_*, at least 4.
@@ -70,18 +74,18 @@ class Sample:
     data: str | None = None
     levels: int = 32
     step: Literal["heun", "ddim", "ancestral", "dpm2m"] = "heun"
-    scale: float = 1.0
-    begin: float = float("inf")
+    scale: float | None = None
+    begin: float | None = None
     label: int | None = None
     baseline: Path | None = None
-    quantile: float = 0.2
-    strength: float = 1e4
-    trust: float = 1.0
-    low: float = 0.2
-    high: float = 1.0
-    back_to: float = float("inf")
-    probes: int = 8
-    references: int = 128
+    quantile: float | None = None
+    strength: float | None = None
+    trust: float | None = None
+    low: float | None = None
+    high: float | None = None
+    back_to: float | None = None
+    probes: int | None = None
+    references: int | None = None
     sigma: Literal["auto"] | float = "auto"
     num_neighbors: int = 20
     seed: int = 0

@@ -6,7 +6,9 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+from jax.core import Tracer
 
 from mmh_jax.typing import Array, ArrayLike
 
@@ -149,6 +151,19 @@ class Affine:
         return dataclasses.replace(self, inner=self.inner.condition(cond))
 
 
+def check_interval(name: str, low: ArrayLike, high: ArrayLike) -> None:
+    """Raise ValueError for two numbers between which there is none; traced ones are not known."""
+    if isinstance(low, Tracer) or isinstance(high, Tracer):
+        return
+    ends = np.asarray(low), np.asarray(high)
+    # A stack of guidances, or a tree of axes for `vmap`, has no two numbers here.
+    if all(end.ndim == 0 and end.dtype != object for end in ends) and not ends[0] <= ends[1]:
+        raise ValueError(
+            f"`{name}(low={ends[0]:g}, high={ends[1]:g})` acts at no noise level; `low` must be at "
+            "most `high`. Were the two exchanged?"
+        )
+
+
 @struct.dataclass
 class Guided:
     """Classifier-free guidance (Ho & Salimans 2022, 2207.12598) as a denoiser.
@@ -168,8 +183,12 @@ class Guided:
         guidance_scale: a scalar.
         low, high: noise levels, in data units, between which it is the scale.
         outside: the scale elsewhere.
+        checked: bookkeeping of the check of `low` and `high`; leave it alone.
 
     Cost: 2 evaluations, outside the interval, too.
+
+    Raises:
+        ValueError: if `low` is above `high`, unless one of them is traced.
 
     >>> near, far = (lambda x, sigma: x), (lambda x, sigma: 0 * x)
     >>> Guided(near, far, 3.0)(jnp.ones(2), 0.5)
@@ -184,6 +203,13 @@ class Guided:
     low: ArrayLike = 0.0
     high: ArrayLike = float("inf")
     outside: ArrayLike = 1.0
+    # Static, so that it survives when JAX rebuilds the tree of gradients or tangents.
+    checked: bool = struct.field(pytree_node=False, default=False, repr=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not self.checked:
+            check_interval("Guided", self.low, self.high)
+            object.__setattr__(self, "checked", True)
 
     @property
     def is_guided(self) -> bool:

@@ -30,6 +30,7 @@ import numpy as np
 from flax import struct
 
 from mmh_jax.denoise import trained_range
+from mmh_jax.denoise.combine import check_interval
 from mmh_jax.linalg.operator import safe_sqrt
 from mmh_jax.mitigation.measure import JacobianTrace
 from mmh_jax.typing import Array, ArrayLike
@@ -114,12 +115,16 @@ class LidGuided:
         trust: the largest step, as a share of |x - D|.
         low, high: noise levels, in data units, between which it acts.
         tangential: whether the step is projected by the Jacobian.
+        checked: bookkeeping of the check of `low` and `high`; leave it alone.
 
     Cost: with one noise level for all points at once, as in `sample.solve`, 1 evaluation outside
     the interval; under a `vmap` over levels both branches are computed.  In it, with a measure of K
     evaluations, about 3 K + 2: the gradient is a reverse pass over it, and above the target, too;
     `sample_selected(again=)` pays for it only at samples that need it.  Bias: noise in the measure
     makes it act above the target, too.
+
+    Raises:
+        ValueError: if `low` is above `high`, unless one of them is traced.
 
     >>> narrow = lambda x, sigma: x / (1 + sigma**2) * jnp.where(jnp.sum(x**2) > 1, 1.0, 0.1)
     >>> usual = Target(jnp.array([0.1, 1.0]), jnp.array([0.0, 0.0]))
@@ -141,6 +146,13 @@ class LidGuided:
     low: ArrayLike = 0.0
     high: ArrayLike = float("inf")
     tangential: bool = struct.field(pytree_node=False, default=True, kw_only=True)
+    # Static, so that it survives when JAX rebuilds the tree of gradients or tangents.
+    checked: bool = struct.field(pytree_node=False, default=False, repr=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not self.checked:
+            check_interval("LidGuided", self.low, self.high)
+            object.__setattr__(self, "checked", True)
 
     @property
     def shape(self) -> tuple[int, ...] | None:

@@ -28,14 +28,9 @@ Judge = Callable[[np.ndarray], samples.Judged | None]
 def find_baseline(
     folder: str | Path | None, config: train.ModelConfig, options: SampleOptions
 ) -> Any | None:
-    """The model to compare with, if one is given and there is use for it."""
+    """The model to compare with, if one is given; callers check that there is use for it."""
     if folder is None:
         return None
-    if not options.has_target:
-        raise ValueError(
-            f"--baseline is of --guidance lid or reject, and this is --guidance "
-            f"{options.guidance}; leave it out."
-        )
     there = train.load_config(folder)
     if there.shape != config.shape:
         raise ValueError(

@@ -25,27 +25,30 @@ STEPS = {
     "dpm2m": sample.dpm_solver_2m,
 }
 MAX_TRIES = 8
-# Where the dimension is looked at, in spreads of the data: alone, and relative to a baseline.
-LOOK_AT, LOOK_AT_RELATIVE = 0.3, 0.5
-# The guidances that read an option; those that read `quantile` have a target.
-_OF = {
-    "scale": ("cfg",),
-    "begin": ("cfg",),
-    "quantile": ("lid", "reject"),
-    "strength": ("lid",),
-    "trust": ("lid",),
-    "low": ("lid", "reject"),
-    "high": ("lid",),
-    "back_to": ("reject",),
-    "probes": ("lid", "reject"),
-    "references": ("lid", "reject"),
-}
-_GUIDANCES = ("none", "lid", "reject", "cfg")
+# Where the dimension is looked at, in spreads of the data: on the way, alone and relative to a
+# baseline, and at what rejection decides on, which is finished.
+LOOK_AT, LOOK_AT_RELATIVE, LOOK_AT_FINISHED = 0.3, 0.5, 0.4
+# The options that a guidance reads, and what they are if not given; with a quantile it has a
+# target.  Rejection by default is the way that comes closest to the goal of docs/mitigation.md.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "lid": {
+        "quantile": 0.2, "strength": 1e4, "trust": 1.0, "low": 0.2, "high": 1.0, "probes": 8,
+        "references": 128,
+    },
+    "reject": {"quantile": 0.1, "low": 0.0, "back_to": 2.0, "probes": 32, "references": 128},
+    "cfg": {"scale": 1.0, "begin": math.inf},
+}  # fmt: skip
+# Of type Any, so that fields keep theirs: where they are read it gave way to a default.
+_NOT_GIVEN: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleOptions:
     """How to draw samples; what a field means is said in `mmh-jax sample --help`.
+
+    What is not given has the default of the guidance; what that does not read is None, and must
+    not be given.
 
     Attributes:
         guidance: `none`, `lid` (`mitigation.LidGuided`), `reject` (`mitigation.sample_selected`) or
@@ -68,25 +71,30 @@ class SampleOptions:
     guidance: str = "none"
     levels: int = 32
     step: str = "heun"
-    scale: float = 1.0
-    begin: float = math.inf
+    scale: float = _NOT_GIVEN
+    begin: float = _NOT_GIVEN
     label: int | None = None
-    quantile: float = 0.2
-    strength: float = 1e4
-    trust: float = 1.0
-    low: float = 0.2
-    high: float = 1.0
-    back_to: float = math.inf
-    probes: int = 8
-    references: int = 128
+    quantile: float = _NOT_GIVEN
+    strength: float = _NOT_GIVEN
+    trust: float = _NOT_GIVEN
+    low: float = _NOT_GIVEN
+    high: float = _NOT_GIVEN
+    back_to: float = _NOT_GIVEN
+    probes: int = _NOT_GIVEN
+    references: int = _NOT_GIVEN
+
+    def __post_init__(self) -> None:
+        for name, value in _DEFAULTS.get(self.guidance, {}).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     @property
     def has_target(self) -> bool:
         """Whether it steers by dimension."""
-        return self.guidance in _OF["quantile"]
+        return "quantile" in _DEFAULTS.get(self.guidance, {})
 
     def settings(self) -> dict[str, Any]:
-        """For JSON, which has no infinite numbers: None."""
+        """For JSON, which has no infinite numbers: None, as for what is not read."""
         return {
             name: None if value == math.inf else value
             for name, value in dataclasses.asdict(self).items()
@@ -96,10 +104,6 @@ class SampleOptions:
         """Raise ValueError for what is out of range, has no effect, or does not fit the model."""
         self._check_choices()
         self._check_label(config)
-        if not math.isfinite(self.scale):
-            raise ValueError(f"--scale is {self.scale:g}; it must be finite.")
-        if not self.begin > 0:
-            raise ValueError(f"--begin is {self.begin:g}; it must be positive.")
         check_count("--levels", self.levels, least=2)
         if self.has_target:
             self._check_target()
@@ -107,18 +111,29 @@ class SampleOptions:
             self._check_lid(config)
         if self.guidance == "reject":
             self._check_reject(config)
+        if self.guidance == "cfg":
+            self._check_cfg()
 
     def _check_choices(self) -> None:
-        for name, there in (("guidance", _GUIDANCES), ("step", STEPS)):
+        for name, there in (("guidance", _DEFAULTS), ("step", STEPS)):
             value = getattr(self, name)
             if value not in there:
                 raise ValueError(f"--{name} is {value!r}; choose one of {', '.join(there)}.")
-        for name, readers in _OF.items():
-            if getattr(self, name) != getattr(_DEFAULTS, name) and self.guidance not in readers:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} is of --guidance {' or '.join(readers)}, and this "
-                    f"is --guidance {self.guidance}; leave it out."
-                )
+        for name in {name: None for of in _DEFAULTS.values() for name in of}:
+            readers = [guidance for guidance, of in _DEFAULTS.items() if name in of]
+            if getattr(self, name) is not None and self.guidance not in readers:
+                self._refuse(name, readers)
+
+    def check_baseline(self, baseline: Any) -> None:
+        """Raise ValueError for a model to compare with that nothing is compared with."""
+        if baseline is not None and not self.has_target:
+            self._refuse("baseline", [name for name, of in _DEFAULTS.items() if "quantile" in of])
+
+    def _refuse(self, name: str, readers: list[str]) -> None:
+        raise ValueError(
+            f"--{name.replace('_', '-')} is of --guidance {' or '.join(readers)}, and this is "
+            f"--guidance {self.guidance}; leave it out."
+        )
 
     def _check_label(self, config: ModelConfig) -> None:
         num_classes = config.network_options.get("num_classes")
@@ -140,7 +155,14 @@ class SampleOptions:
                 f"--quantile is {self.quantile:g}, of --references {self.references}; it must lie "
                 "between 1 / (references + 1) and 1."
             )
-        check_count("--probes", self.probes)
+        # A spread is taken of two at least.
+        check_count("--probes", self.probes, least=2 if self.guidance == "reject" else 1)
+
+    def _check_cfg(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"--scale is {self.scale:g}; it must be finite.")
+        if not self.begin > 0:
+            raise ValueError(f"--begin is {self.begin:g}; it must be positive.")
 
     def _check_lid(self, config: ModelConfig) -> None:
         for name in ("strength", "trust"):
@@ -208,11 +230,12 @@ class SampleOptions:
         return (low <= sigmas) & (sigmas <= high)
 
     def measure(self, config: ModelConfig, baseline: Any, *, key: Key) -> DenoisedLid:
-        """The dimension on the way, relative to that of a baseline if there is one."""
+        """The dimension on the way or at the end, relative to a baseline's if there is one."""
+        is_last = self.guidance == "reject"
         share = LOOK_AT if baseline is None else LOOK_AT_RELATIVE
         # An array: another value is not another program.
-        level = jnp.asarray(share * _spread(config))
-        return DenoisedLid(level, key, baseline, num_samples=self.probes)
+        level = jnp.asarray((LOOK_AT_FINISHED if is_last else share) * _spread(config))
+        return DenoisedLid(level, key, baseline, num_samples=self.probes, spread=is_last)
 
     def conditions(self, config: ModelConfig, num: int, *, seed: int) -> np.ndarray | None:
         """(num,) a label for each sample, or None."""
@@ -226,7 +249,7 @@ class SampleOptions:
     def lid_guided(
         self, model: Any, config: ModelConfig, target: Any, measure: Measure
     ) -> LidGuided:
-        """The model under LID guidance, towards a target; None where it is only measured."""
+        """The model under LID guidance, towards a target."""
         numbers = (self.strength, self.trust, *self.interval(config))
         return LidGuided(model, target, measure, *map(jnp.asarray, numbers), tangential=True)
 
@@ -268,6 +291,3 @@ class SampleOptions:
 def _spread(config: ModelConfig) -> float:
     """Of the data, in their units."""
     return config.scale * config.sigma_data
-
-
-_DEFAULTS = SampleOptions()

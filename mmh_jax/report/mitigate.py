@@ -13,7 +13,6 @@ at most 64.  Partial results are kept in `out/.work`.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
 from collections.abc import Callable
@@ -27,76 +26,14 @@ from mmh_jax.data import sources
 from mmh_jax.report import output, samples
 from mmh_jax.report.drawing import Sampler, find_baseline, find_training
 from mmh_jax.report.files import hash_of, replacing, write_csv, write_json
-from mmh_jax.report.guiding import SampleOptions
 from mmh_jax.report.model import load_model
 from mmh_jax.report.stages import Progress, Stages, check_count, check_matplotlib, check_seed
+from mmh_jax.report.ways import MitigationPlan, Way
 
-__all__ = ["MitigationPlan", "mitigate_model"]
+__all__ = ["mitigate_model"]
 
 PLAIN, KNOWN = "plain", "copies left out"
 MAX_COMPONENTS, NUM_NEIGHBORS, LEAST = 64, 5, 24
-
-
-class _Way(NamedTuple):
-    name: str
-    strength: float
-    options: SampleOptions
-
-    @property
-    def folder(self) -> str:
-        return f"{self.name}_{self.strength:g}".replace(" ", "_")
-
-
-@dataclasses.dataclass(frozen=True)
-class MitigationPlan:
-    """Which ways are tried, at which strengths; an empty tuple leaves a way out.
-
-    Attributes:
-        quantiles: of LID guidance (`lid`) and of rejection (`reject`), if there is no scale.
-        scale: of the classifier-free guidance to be tamed; None for a model without labels, or to
-            sample it without.
-        begins: with a scale: where guidance begins (`late`), in spreads of the data.
-        scales: with a scale: lower ones (`weaker`).
-        label: as in `SampleOptions`.
-        levels, step, references, probes: as in `SampleOptions`, of all ways.
-    """
-
-    quantiles: tuple[float, ...] = (0.1, 0.2, 0.3)
-    scale: float | None = None
-    begins: tuple[float, ...] = (4.0, 2.0, 1.0)
-    scales: tuple[float, ...] = ()
-    label: int | None = None
-    levels: int = 32
-    step: str = "heun"
-    references: int = 256
-    probes: int = 8
-
-    @property
-    def plain(self) -> SampleOptions:
-        """Without mitigation."""
-        shared: dict[str, Any] = {"levels": self.levels, "step": self.step, "label": self.label}
-        if self.scale is None:
-            return SampleOptions("none", **shared)
-        return SampleOptions("cfg", scale=self.scale, **shared)
-
-    def ways(self) -> list[_Way]:
-        """All of them."""
-        if self.scale is None:
-            more = {"references": self.references, "probes": self.probes}
-            return [
-                _Way(name, share, dataclasses.replace(self.plain, guidance=name, quantile=share,
-                                                      **more))
-                for name in ("lid", "reject") for share in self.quantiles
-            ]  # fmt: skip
-        late = [
-            _Way("late", level, dataclasses.replace(self.plain, begin=level))
-            for level in self.begins
-        ]
-        weaker = [
-            _Way("weaker", scale, dataclasses.replace(self.plain, scale=scale))
-            for scale in self.scales
-        ]
-        return late + weaker
 
 
 def mitigate_model(
@@ -138,13 +75,12 @@ def mitigate_model(
     out, plan = Path(out), plan or MitigationPlan()
     check_count("--num", num, least=LEAST)
     check_seed(seed)
+    plan.check(baseline)
     check_matplotlib("`mmh-jax mitigate`")
     if Path(model).resolve().is_relative_to(out.resolve()):
         raise ValueError(f"the model {model} lies in the output {out}; choose another output.")
     output.check_output(out, output.MITIGATION, overwrite=overwrite)
     config, ways = train.load_config(model), plan.ways()
-    if not ways:
-        raise ValueError("there is nothing to try; name quantiles, or with --scale where to begin.")
     for each in (plan.plain, *(way.options for way in ways)):
         each.check(config)
     denoiser, config = load_model(model, config.shape)
@@ -161,7 +97,7 @@ def mitigate_model(
         "baseline": None if baseline is None else hash_of(Path(baseline) / "params.safetensors"),
         "num": num,
         "seed": seed,
-    } | dataclasses.asdict(plan)
+    } | plan.settings()
     work = output.claim(out, output.MITIGATION, settings, overwrite=overwrite)
     plain = Sampler(denoiser, other, config, plan.plain, seed)
     run = _Run(plain, training, num, out, work, Stages(progress))
@@ -188,7 +124,7 @@ class _Run(NamedTuple):
     work: Path
     stages: Stages
 
-    def rows(self, ways: list[_Way]) -> list[dict[str, Any]]:
+    def rows(self, ways: list[Way]) -> list[dict[str, Any]]:
         """A row for the plain sampler, one for it without its copies, and one for each way."""
         another = self.plain._replace(seed=(self.plain.seed + 1) % 2**32)
         with self.stages("to compare with") as report:

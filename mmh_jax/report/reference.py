@@ -89,7 +89,10 @@ def draw_reference(
     """
     folder.mkdir(exist_ok=True)
     num, size, sigmas = options.references, math.prod(config.shape), options.sigmas(config)
-    measured = options.lid_guided(model, config, None, measure)
+    # Never called, only measured with: no target, and a strength and a trust of no matter.
+    measured = LidGuided(
+        model, None, measure, *map(jnp.asarray, (1.0, 1.0, *options.interval(config)))
+    )
     blocks, step = [], STEPS[options.step]()
     for number, start in enumerate(range(0, num, BLOCK_SIZE)):
         path = folder / f"{start:09d}.npy"

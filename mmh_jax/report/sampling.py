@@ -98,6 +98,7 @@ def sample_model(
     output.check_output(out, output.SAMPLING, overwrite=overwrite)
     config = train.load_config(model)
     options.check(config)
+    options.check_baseline(baseline)
     denoiser, config = load_model(model, config.shape)
     other = find_baseline(baseline, config, options)
     training = find_training(data, config)
