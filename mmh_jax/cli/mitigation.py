@@ -176,10 +176,8 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _line_of_prompts(row: dict[str, Any]) -> str:
-    numbers = {
-        "CFG norm": row["cfg_norm"], "radius": row["radius"], "cosine": row["cosine"],
-    }  # fmt: skip
-    if row["to_image"] is not None:
-        numbers["from the training picture"] = row["to_image"]
-    parts = [f"{name} {console.number(value)}" for name, value in numbers.items()]
+    names = {"CFG norm": "cfg_norm", "radius": "radius", "cosine": "cosine",
+             "from the training picture": "to_image"}  # fmt: skip
+    # Three digits: of flow matching the CFG norm at the first level is some 1e-6.
+    parts = [f"{name} {row[key]:.3g}" for name, key in names.items() if row[key] is not None]
     return ", ".join(parts) + f", {row['evaluations']:.0f} evaluations"

@@ -173,7 +173,8 @@ def _means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         own = [row for row in rows if (row["way"], row["strength"]) == (way, strength)]
         mean: dict[str, Any] = {"way": way, "strength": strength, "num": len(own)}
         for name in NUMBERS:
-            each = [value for row in own for value in np.atleast_1d(row.get(name))]
+            cells = [row.get(name) for row in own]
+            each = [value for cell in cells for value in (cell if type(cell) is list else [cell])]
             values = [float(value) for value in each if value is not None]
             mean[name] = float(np.mean(values)) if values else None
         found.append(mean)

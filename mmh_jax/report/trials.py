@@ -157,8 +157,8 @@ def _distances(shown: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.asarray([memorization.tiled_distance(*pair, tiles=tiles) for pair in pairs])
 
 
-def _cosine(a: Array, b: Array) -> float:
-    a, b = (np.asarray(each, np.float64) for each in (a, b))
+def _cosine(one: Array, other: Array) -> float:
+    a, b = (np.asarray(each, np.float64) for each in (one, other))
     return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), np.finfo(float).tiny))
 
 
