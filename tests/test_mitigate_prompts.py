@@ -303,6 +303,20 @@ def test_a_killed_run_goes_on(finished, published, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "table.csv").read_text() == (out / "table.csv").read_text()
     with pytest.raises(ValueError, match="finished mitigation; pass --overwrite"):
         mitigate_prompts(published("sd1"), tmp_path / "out", plan, **run)
+    less = PromptPlan(plan.prompts, **SMALL | {"ways": ("late",)})
+    mitigate_prompts(published("sd1"), tmp_path / "out", less, **run, overwrite=True)
+    names = {path.name[6:-6] for path in (tmp_path / "out" / "pictures").iterdir()}
+    assert names == {"plain", "late_0.6"}
+
+
+def test_what_is_not_finite_stays_visible():
+    rows = [{"way": "late", "strength": 0.6, "to_plain": 1.0, "cfg_norm": 2.0, "flipd": 1.0}]
+    rows += [{"way": "late", "strength": 0.6, "to_plain": None, "cfg_norm": 3.0, "flipd": None}]
+    rows[0]["to_image"], rows[1]["to_image"] = [0.1, 0.3], [None, None]
+    [mean] = prompted._means(rows)
+    assert (mean["num"], mean["not_finite"], mean["flipd"], mean["cfg_norm"]) == (2, 1, 1.0, 2.5)
+    assert (mean["to_image"], mean["radius"]) == (0.2, None)
+    assert prompted._columns(rows)["to_image"] == ["0.1 | 0.3", " | "]
 
 
 def test_a_language_model_rewrites_words(published, tmp_path, server, monkeypatch, capsys):  # noqa: F811
@@ -341,6 +355,9 @@ def test_a_language_model_rewrites_words(published, tmp_path, server, monkeypatc
     np.testing.assert_allclose(
         shown(tmp_path / "out", "00000_tokens_1_1"), pictures_of(model, latents), atol=0.6 / 255
     )
+    encodings = [np.asarray(model.texts[0](p).pooled) for p in ("a bird sings", lines[0]["prompt"])]
+    cosine = encodings[0] @ encodings[1] / np.prod([np.linalg.norm(each) for each in encodings])
+    assert float(rows[1]["cosine"]) == pytest.approx(cosine, rel=1e-5)
     for path in (tmp_path / "out").rglob("*.*"):
         assert path.is_dir() or b"secret-of-mine" not in path.read_bytes()
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())

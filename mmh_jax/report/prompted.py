@@ -148,8 +148,11 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
     def cell(value: Any) -> Any:
         if isinstance(value, list):
-            return " | ".join(f"{v:.7g}" if isinstance(v, float) else str(v) for v in value)
+            return " | ".join(map(text, value))
         return "" if value is None else value
+
+    def text(value: Any) -> str:
+        return f"{value:.7g}" if isinstance(value, float) else str(cell(value))
 
     names = list(dict.fromkeys(name for row in rows for name in row))
     return {name: [cell(row.get(name)) for row in rows] for name in names}
@@ -172,6 +175,8 @@ def _means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for way, strength in dict.fromkeys((row["way"], row["strength"]) for row in rows):
         own = [row for row in rows if (row["way"], row["strength"]) == (way, strength)]
         mean: dict[str, Any] = {"way": way, "strength": strength, "num": len(own)}
+        # Means are of what is finite: a way must not look good for what it breaks.
+        mean["not_finite"] = sum(row["to_plain"] is None for row in own)
         for name in NUMBERS:
             cells = [row.get(name) for row in own]
             each = [value for cell in cells for value in (cell if type(cell) is list else [cell])]
