@@ -5,7 +5,7 @@ Ito (2008), told apart under every common colour blindness; each verdict also ha
 """
 
 from mmh_jax.plotting.dimensions import curves_figure, dimension_figure
-from mmh_jax.plotting.samples import frontier_figure, image_grid, plane_figure
+from mmh_jax.plotting.samples import frontier_figure, image_grid, plane_figure, tradeoff_figure
 from mmh_jax.plotting.style import OKABE_ITO, STYLE
 from mmh_jax.plotting.training import loss_figure, onset_figure
 
@@ -19,4 +19,5 @@ __all__ = [
     "loss_figure",
     "onset_figure",
     "plane_figure",
+    "tradeoff_figure",
 ]

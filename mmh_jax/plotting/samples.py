@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 
 from mmh_jax.plotting.style import OKABE_ITO, STYLE
 
-__all__ = ["frontier_figure", "image_grid", "plane_figure"]
+__all__ = ["frontier_figure", "image_grid", "plane_figure", "tradeoff_figure"]
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def image_grid(
@@ -125,4 +127,37 @@ def frontier_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             axes.set(xlabel="share of copies", ylabel=name)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(ways), frameon=False)
+    return figure
+
+
+def tradeoff_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """What is left of memory against what is left of a prompt, a line for each way.
+
+    Args:
+        rows: of `report.mitigate_prompts`: each with `way`, `strength`, `cosine`, `cfg_norm`,
+            `radius` and `to_image`; what is None is not drawn, and a panel without points is left
+            out.
+    """
+    names = {"cfg_norm": "CFG norm at the first level", "radius": "radius of the pictures",
+             "to_image": "distance to the training picture"}  # fmt: skip
+    panels = [name for name in names if any(row[name] is not None for row in rows)]
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(0.6 + 2.9 * len(panels), 3.2), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, field in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels,
+                               strict=True):  # fmt: skip
+            for number, way in enumerate(ways):
+                own = [row for row in rows if row["way"] == way and None not in
+                       (row[field], row["cosine"])]  # fmt: skip
+                # The colour of what is plain is that of `frontier_figure`.
+                color = "0.3" if not number else OKABE_ITO[(number - 1) % len(OKABE_ITO)]
+                marker = "*" if not number else MARKERS[(number - 1) % len(MARKERS)]
+                axes.plot([row["cosine"] for row in own], [row[field] for row in own], color=color,
+                          label=way, marker=marker, markersize=9 if not number else 5,
+                          linewidth=1.0, alpha=0.85, zorder=2 if number else 3)  # fmt: skip
+            axes.set(xlabel="cosine to the prompt", ylabel=names[field])
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(ways), 4),
+                      frameon=False)  # fmt: skip
     return figure

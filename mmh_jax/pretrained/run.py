@@ -21,7 +21,7 @@ from mmh_jax.pretrained.schedules import Process
 from mmh_jax.sample import Step, solve_path
 from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, check_key
 
-__all__ = ["carried", "levels"]
+__all__ = ["carried", "first_alpha", "levels"]
 
 # A power of two, so that alpha, sigma and the way back are exact in float32.
 _FLOW_FIRST = 1 - 2.0**-20
@@ -43,6 +43,11 @@ def levels(process: Process, num_steps: int) -> tuple[Array, bool]:
     if is_noisy and float(times[-1]) > 0:
         sigmas = jnp.append(sigmas, process.schedule.sigma(jnp.float32(0)))
     return sigmas, is_noisy and len(sigmas) > 1
+
+
+def first_alpha(process: Process, num_steps: int) -> float:
+    """The alpha by which unit noise is divided where a published sampler starts."""
+    return float(process.schedule.alpha(_times(process, num_steps)[0]))
 
 
 def _times(process: Process, num_steps: int) -> Array:
@@ -87,7 +92,7 @@ def carried(
     if step.is_stochastic and key is None:
         raise TypeError(f"`{caller}(step=...)` draws noise; pass `key=`.")
     sigmas, is_noisy = levels(process, num_steps)
-    start = noise / np.asarray(process.schedule.alpha(_times(process, num_steps)[0]))
+    start = noise / np.float32(first_alpha(process, num_steps))
     keys = None if key is None else jax.random.split(key, len(start))
     size, parts = min(chunk_size, len(start)), []
     for begin in range(0, len(start), size):

@@ -15,6 +15,7 @@ diffusers without it, and as for a part of the texts of the training (Esser et a
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from mmh_jax import nn
 from mmh_jax.pretrained.conditional_unet import Condition
 from mmh_jax.pretrained.sd3 import JointCondition, SD3Transformer2DModel
 from mmh_jax.pretrained.text_to_image import TextToImage
-from mmh_jax.typing import Array
+from mmh_jax.typing import Array, ArrayLike
 
 __all__ = ["StableDiffusion", "StableDiffusion3"]
 
@@ -61,15 +62,19 @@ class StableDiffusion(TextToImage):
         Args:
             prompt: a text; None for the null condition.
         """
+        found = self.embed_ids([text.tokenizer(prompt or "") for text in self.texts])
+        if self.is_xl and prompt is None and self.empty_is_zero:
+            return found._replace(context=0 * found.context, text_embeds=0 * found.text_embeds)
+        return found
+
+    def embed_ids(self, ids: Sequence[ArrayLike]) -> Any:
+        """The condition of a prompt given as ids, (77,) for each encoder."""
+        found = [text.of_ids(row) for text, row in zip(self.texts, ids, strict=True)]
         if not self.is_xl:
-            return self.texts[0](prompt or "").last
-        found = [text(prompt or "") for text in self.texts]
-        context, pooled = _before_last(found), found[-1].projected
-        if prompt is None and self.empty_is_zero:
-            context, pooled = 0 * context, 0 * pooled
+            return found[0].last
         height, width, _ = self.image_shape
         sizes = jnp.asarray([height, width, 0, 0, height, width], jnp.float32)
-        return Condition(context, pooled, sizes)
+        return Condition(_before_last(found), found[-1].projected, sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +113,11 @@ class StableDiffusion3(TextToImage):
         Args:
             prompt: a text; None for the null condition, that of the empty prompt.
         """
-        found = [text(prompt or "") for text in self.texts]
+        return self.embed_ids([text.tokenizer(prompt or "") for text in self.texts])
+
+    def embed_ids(self, ids: Sequence[ArrayLike]) -> JointCondition:
+        """The condition of a prompt given as ids, (77,) for each encoder."""
+        found = [text.of_ids(row) for text, row in zip(self.texts, ids, strict=True)]
         clip = _before_last(found)
         room = self._module.options.joint_attention_dim - clip.shape[-1]
         context = jnp.pad(clip, ((0, _T5_LENGTH), (0, room)))

@@ -9,9 +9,11 @@ Without a prompt the condition is the null condition c = `embed(None)`, as in th
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -35,7 +37,11 @@ class Text(NamedTuple):
 
     def __call__(self, prompt: str) -> Any:
         """The `TextEncoding` of a prompt."""
-        return _encoded(self.apply, self.params, self.tokenizer(prompt))
+        return self.of_ids(self.tokenizer(prompt))
+
+    def of_ids(self, ids: Any) -> Any:
+        """The `TextEncoding` of ids, (L,)."""
+        return _encoded(self.apply, self.params, jnp.asarray(ids))
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -73,6 +79,13 @@ class TextToImage(Latents):
 
     def embed(self, prompt: str | None) -> Any:
         """The condition of a prompt; of None the null condition."""
+        raise NotImplementedError
+
+    def embed_ids(self, ids: Sequence[ArrayLike]) -> Any:
+        """The condition of a prompt given as ids, (L,) for each of `texts`: with tokens replaced.
+
+        `embed(prompt)` is that of `[text.tokenizer(prompt) for text in texts]`.
+        """
         raise NotImplementedError
 
     def denoiser(

@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,17 +92,35 @@ class Tokenizer:
             TypeError: if it is no string.
             ValueError: if it has half a character, a lone surrogate.
         """
-        inner: list[int] = []
-        for token in self._ids(text):
-            if len(inner) == self.max_length - 2:
-                break
-            inner.append(token)
-        ids = [self.begin, *inner, self.end]
-        return np.asarray(ids + [self.pad] * (self.max_length - len(ids)), np.int32)
+        return self.padded(list(itertools.islice(self._ids(text), self.max_length - 2)))
 
     def encode(self, text: str) -> list[int]:
         """All ids of a text, without begin, end, padding and cut."""
         return list(self._ids(text))
+
+    def padded(self, ids: Sequence[int]) -> np.ndarray:
+        """Ids as `encode` gives them, between begin and end, and padding: int32, (max_length,).
+
+        Raises:
+            ValueError: if they are more than there is room for.
+        """
+        if len(ids) > self.max_length - 2:
+            raise ValueError(
+                f"`padded(ids=...)` has {len(ids)}; there is room for {self.max_length - 2}."
+            )
+        found = [self.begin, *ids, self.end]
+        return np.asarray(found + [self.pad] * (self.max_length - len(found)), np.int32)
+
+    def by_word(self, text: str) -> list[tuple[str, list[int]]]:
+        """What stands between white space, and the ids of each; together those of `encode`."""
+        parts = _SPACE.sub(" ", text).split(" ")
+        return [(part, self.encode(part)) for part in parts if part]
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Of begin, end, padding, the unknown, and all tokens that are cut out of a text."""
+        marks = (self.begin, self.end, self.pad, self.unknown)
+        return frozenset(marks).union(token.id for token in self.special)
 
     def tokens(self, ids: Any) -> list[str]:
         """The token of each id, as the vocabulary writes it; for showing them.
@@ -115,6 +134,30 @@ class Tokenizer:
         if unknown := sorted(set(found) - set(names)):
             raise ValueError(f"`tokens(ids=...)`: there is no token {unknown[0]}.")
         return [names[index] for index in found]
+
+    def text(self, ids: Any) -> str:
+        """Ids as a text to read; what is no UTF-8, as half a character, becomes U+FFFD.
+
+        `encode` of it need not give the same ids: they may be cut as no text would be.
+
+        >>> vocab = {"a": 0, "b</w>": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}
+        >>> tokenizer = Tokenizer(vocab, {}, begin=2, end=3, pad=3, unknown=3)
+        >>> tokenizer.text([0, 1, 1])
+        'ab b'
+
+        Raises:
+            ValueError: as `tokens`.
+        """
+        special = {token.content for token in self.special} | set(MARKS)
+        found = b""
+        for token in self.tokens(ids):
+            if token in special:
+                found += token.encode() + b" "
+                continue
+            letters = token.removesuffix(END_OF_WORD)
+            found += b"".join(_BYTE_OF.get(letter, letter.encode()) for letter in letters)
+            found += b" " if letters != token else b""
+        return found.decode(errors="replace").rstrip(" ")
 
     def _ids(self, text: str) -> Iterator[int]:
         if not isinstance(text, str):
@@ -182,6 +225,7 @@ def _printable() -> list[str]:
 
 
 _BYTES = _printable()
+_BYTE_OF = {letter: bytes([byte]) for byte, letter in enumerate(_BYTES)}
 
 
 def _clean(text: str) -> str:

@@ -6,6 +6,8 @@ from mmh_jax.report.detect import detect
 from mmh_jax.report.guiding import SampleOptions
 from mmh_jax.report.mitigate import mitigate_model
 from mmh_jax.report.model import lid_theta, load_model, train_model
+from mmh_jax.report.prompt_plan import PromptPlan
+from mmh_jax.report.prompted import mitigate_prompts
 from mmh_jax.report.published import PublishedOptions, detect_published, is_published
 from mmh_jax.report.sampling import sample_model
 from mmh_jax.report.stages import PRESETS, Preset, Stages
@@ -15,6 +17,7 @@ __all__ = [
     "PRESETS",
     "MitigationPlan",
     "Preset",
+    "PromptPlan",
     "PublishedOptions",
     "SampleOptions",
     "Stages",
@@ -26,6 +29,7 @@ __all__ = [
     "lid_theta",
     "load_model",
     "mitigate_model",
+    "mitigate_prompts",
     "sample_model",
     "train_model",
 ]

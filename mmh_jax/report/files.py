@@ -11,7 +11,7 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 
 __all__ = [
     "hash_of",
+    "kept_array",
     "read_array",
     "read_json",
     "replacing",
@@ -92,6 +93,15 @@ def read_array(path: str | Path) -> np.ndarray | None:
         return np.load(path, allow_pickle=False)
     except (OSError, EOFError, ValueError):
         return None
+
+
+def kept_array(path: Path, make: Callable[[], Any]) -> np.ndarray:
+    """What `make` returns, or returned in an earlier call: kept as `.npy`."""
+    found = read_array(path)
+    if found is None:
+        found = np.asarray(make())
+        write_array(path, found)
+    return found
 
 
 def hash_of(content: np.ndarray | Path) -> str:

@@ -19,14 +19,14 @@ from mmh_jax import lid, linalg, mapping, memorization, pretrained
 from mmh_jax.pretrained.run import levels
 from mmh_jax.report import detectors as table
 from mmh_jax.report.asked import Asked, picture
-from mmh_jax.report.files import read_array, replacing, write_array
+from mmh_jax.report.files import kept_array, replacing
 from mmh_jax.report.stages import Stages
 from mmh_jax.typing import Key
 
 if TYPE_CHECKING:
     from mmh_jax.report.published import PublishedOptions
 
-__all__ = ["OF_PICTURES", "Found", "Looked"]
+__all__ = ["LOOK_AT", "OF_PICTURES", "Found", "Looked", "level_at"]
 
 # As shares of the training's times: where detectors look, and where curves and encoding end.
 LOOK_AT, UP_TO = 0.01, 0.5
@@ -134,7 +134,7 @@ class Looked(NamedTuple):
                 assert row.image is not None
                 seen = picture(row.image, self.image_shape)
                 encode = functools.partial(self.pipeline.encode, seen)
-                parts.append(_kept(folder / f"{number:06d}.npy", encode))
+                parts.append(kept_array(folder / f"{number:06d}.npy", encode))
                 looks.append(_look(seen))
                 report(number + 1, len(self.rows))
         return np.stack(parts), *np.transpose(looks)
@@ -162,7 +162,7 @@ class Looked(NamedTuple):
                 how["guidance_scale"] = options.guidance_scale
                 return self.pipeline.sample(_asked_for(rows[0].prompt), len(rows), **how)
 
-            parts.append(_kept(folder / f"{start:06d}.npy", draw))
+            parts.append(kept_array(folder / f"{start:06d}.npy", draw))
             report(start + len(rows), total)
         return np.concatenate(parts)
 
@@ -189,8 +189,7 @@ class Looked(NamedTuple):
 
     def level(self, share: float) -> float:
         """The noise level at a share of the training's times."""
-        process = self.pipeline.process
-        return float(process.schedule.sigma(share * process.num_steps / process.time_scale))
+        return level_at(self.pipeline.process, share)
 
     def settings(self) -> memorization.Settings:
         """Where detectors look: the paper's level, the published sampler's, up to the middle."""
@@ -227,7 +226,7 @@ class Looked(NamedTuple):
                     given = ((points[rows], each, base, sigmas) for each in some)
                     return np.stack([run(*each, key=keys[rows]) for each in given], axis=1)
 
-                parts.append(_kept(folder / f"{begin:06d}.npy", measure))
+                parts.append(kept_array(folder / f"{begin:06d}.npy", measure))
                 report(min(begin + size, len(points)), len(points))
         found = np.concatenate(parts)
         curves = {"sigmas": sigmas}
@@ -274,13 +273,9 @@ def _look(seen: np.ndarray) -> tuple[int, float]:
     return int(memorization.png_bytes(seen[None])[0]), float(seen.var())
 
 
-def _kept(path: Path, make: Callable[[], Any]) -> np.ndarray:
-    """What `make` returns, or returned in an earlier call."""
-    found = read_array(path)
-    if found is None:
-        found = np.asarray(make())
-        write_array(path, found)
-    return found
+def level_at(process: pretrained.Process, share: float) -> float:
+    """The noise level at a share of the training's times."""
+    return float(process.schedule.sigma(share * process.num_steps / process.time_scale))
 
 
 def _asked_for(prompt: str | None) -> Any:

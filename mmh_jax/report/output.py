@@ -27,6 +27,7 @@ __all__ = [
     "MEASUREMENT",
     "MITIGATION",
     "MODEL",
+    "PROMPTS",
     "SAMPLING",
     "Kind",
     "check_file",
@@ -74,6 +75,12 @@ MITIGATION = Kind(
     "mmh_jax.mitigation/1",
     "summary.json",
     ("frontier.csv", "frontier.png", "samples"),
+)
+PROMPTS = Kind(
+    "mitigation",
+    "mmh_jax.mitigation_of_prompts/1",
+    "summary.json",
+    ("table.csv", "tradeoff.png", "pictures"),
 )
 # Of a file, in a folder beside it that is gone when the file is there.
 MEASUREMENT = Kind("measurement", "mmh_jax.lid/1", "finished.json", ())

@@ -36,7 +36,7 @@ from mmh_jax.report.stages import (
 )
 from mmh_jax.report.summary import environment
 
-__all__ = ["PublishedOptions", "detect_published", "is_published"]
+__all__ = ["PublishedOptions", "detect_published", "hash_of_files", "is_published"]
 
 WITHOUT_PROMPTS = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
 _CURES = {
@@ -147,7 +147,7 @@ def detect_published(
     _check_detectors(names, has_prompts)
     settings = {
         "model": str(model),
-        "files": _hash_of_files(Path(model)),
+        "files": hash_of_files(Path(model)),
         "asked": hash_of(np.frombuffer(repr(rows).encode(), np.uint8)),
         "detectors": names,
         "sigma": sigma,
@@ -193,8 +193,8 @@ def _printed(column: Any) -> list[Any]:
     return ["" if value is None else value for value in column]
 
 
-def _hash_of_files(model: Path) -> str:
-    """Of names and sizes; to read gigabytes would take as long as to begin again."""
+def hash_of_files(model: Path) -> str:
+    """Of names and sizes of its files; to read gigabytes would take as long as to begin again."""
     files = sorted(path for path in model.rglob("*") if path.is_file())
     text = repr([(str(path.relative_to(model)), path.stat().st_size) for path in files])
     return hash_of(np.frombuffer(text.encode(), np.uint8))
