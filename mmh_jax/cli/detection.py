@@ -16,6 +16,7 @@ __all__ = ["Detect"]
 _OF_DATA = ("data", "baseline", "trained_on", "label", "num_points")
 _OF_PUBLISHED = (
     *("prompts", "images", "guidance_scale", "num_steps", "probes", "curve_levels", "dtype"),
+    "skip_t5",
 )
 
 
@@ -66,6 +67,7 @@ class Detect:
         probes: Of FLIPD of published pipelines; by default 8.
         curve_levels: Noise levels of the curves, 0 for none; by default 6.
         dtype: Of the networks of a published pipeline; by default float32.
+        skip_t5: Of Stable Diffusion 3: do without its third text encoder, which is not read here.
         seed: Of this choice, of samples, and of the noise that detectors draw.
         chunk_size: Points at once, by default 32, of published pipelines 1; fewer take less memory.
         overwrite: Replace the file, and those beside it.
@@ -88,6 +90,7 @@ class Detect:
     probes: int | None = None
     curve_levels: int | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
+    skip_t5: bool = False
     seed: int = 0
     chunk_size: int | None = None
     overwrite: bool = False

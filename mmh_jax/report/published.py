@@ -61,6 +61,7 @@ class PublishedOptions:
         probes: of FLIPD.
         curve_levels: noise levels of the curves; 0 for none.
         dtype: of the networks, "float32" or "bfloat16".
+        skip_t5: of Stable Diffusion 3, as for `pretrained.load`.
     """
 
     prompts: Path | None = None
@@ -71,6 +72,7 @@ class PublishedOptions:
     probes: int = 8
     curve_levels: int = 6
     dtype: str = "float32"
+    skip_t5: bool = False
 
     def check(self) -> None:
         """Raise ValueError for what is out of range, missing, or there twice."""
@@ -154,10 +156,11 @@ def detect_published(
         "seed": seed,
     } | {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
     output.check_writable(out.parent)
-    work = output.claim(partial, output.DETECTION, settings, overwrite=overwrite)
     stages = Stages(progress)
     with stages("loading"):
-        pipeline = pretrained.load(model, dtype=options.dtype)
+        pipeline = pretrained.load(model, dtype=options.dtype, skip_t5=options.skip_t5)
+    # After what may be wrong with the model: no work is begun for it.
+    work = output.claim(partial, output.DETECTION, settings, overwrite=overwrite)
     run = Looked(pipeline, rows, options, names, sigma, seed, chunk_size, work, stages)
     found = run.found()
     about = {"format": output.DETECTION.format, "command": command, "settings": settings}
