@@ -173,7 +173,7 @@ def scores(
     key: Key,
     distance: np.ndarray | None = None,
     chunk_size: int = 32,
-    block_size: int = BLOCK_SIZE,
+    block_size: int | None = None,
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> memorization.Scores:
@@ -183,13 +183,13 @@ def scores(
         names, subject, settings, key, chunk_size: as there.
         distance: (M,) of each point to the nearest of the training data but itself, for the
             detector `nearest_distance`, which would compare a training point with itself.
-        block_size: points of a block, at least.
+        block_size: points of a block, at least; by default 256.
         folder: where each finished block is kept; blocks found there are not computed again.
         progress: called as `progress(done, total)`, in points.
     """
     if folder is not None:
         folder.mkdir(exist_ok=True)
-    total, size = len(subject.points), max(block_size, chunk_size)
+    total, size = len(subject.points), max(block_size or BLOCK_SIZE, chunk_size)
     keys, blocks = jax.random.split(key, total), []
     subject = _without_unread(names, subject, distance)
     for start in range(0, total, size):
