@@ -64,13 +64,19 @@ def column(rows, name):
     return np.array([float(row[name]) for row in rows])
 
 
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def test_what_is_drawn_for_prompts(published, here, monkeypatch, capsys):
-    """Numbers are the library's; killed before the curves, it goes on there."""
+    """Numbers are the library's; killed at the end, it goes on there."""
     command = ["detect", "--model", str(published("sd1")), "--prompts", "prompts.jsonl", "--out",
                "found.csv", "--generate", "2", "--detectors", "flipd", "residual", "png_bytes",
-               *QUICK]  # fmt: skip
+               *QUICK, "--curve-levels", "0"]  # fmt: skip
     with monkeypatch.context() as patch:
-        patch.setattr(looked.Looked, "curves", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            looked.Looked, "detection", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         assert main(command) == 130
     assert not (here / "found.csv").exists()
     with monkeypatch.context() as patch:  # nothing is drawn or scored again
@@ -102,6 +108,23 @@ def test_what_is_drawn_for_prompts(published, here, monkeypatch, capsys):
     per_bit = column(rows, "score_flipd") / (8 * column(rows, "png_bytes"))
     np.testing.assert_allclose(column(rows, "score_flipd_per_bit"), per_bit, rtol=1e-5)
 
+    # Two prompts, one of either kind, are too few for a rate.
+    assert summary["detection"]["flipd"] is None
+    assert summary["evaluations"] == 3 + 1  # FLIPD and the residual
+    assert not (here / "found.png").exists()
+
+
+@slow
+def test_curves(published, here):
+    command = ["detect", "--model", str(published("sd1")), "--prompts", "prompts.jsonl", "--out",
+               "found.csv", "--generate", "2", "--detectors", "residual", *QUICK]  # fmt: skip
+    assert main(command) == 0
+    summary = json.loads((here / "found.json").read_text())
+    sd = pretrained.load(published("sd1"))
+    assert isinstance(sd, pretrained.StableDiffusion)
+    key, sigma, model = jax.random.key(5), summary["sigma"], sd.denoiser(PROMPTS[1])
+    draw_key = jax.random.fold_in(jax.random.fold_in(key, 0), 2)
+    latents = sd.sample(PROMPTS[1], 2, key=draw_key, num_steps=3)
     curves = np.load(here / "found.curves.npz")
     probes = jax.random.split(jax.random.fold_in(key, 2), 4)[3]
     for name, denoiser in {"flipd": model, "flipd_unconditional": sd.denoiser()}.items():
@@ -113,12 +136,10 @@ def test_what_is_drawn_for_prompts(published, here, monkeypatch, capsys):
     assert curves["sigmas"][0] == pytest.approx(sigma)
     assert curves["sigmas"][1] == pytest.approx(float(sd.process.schedule.sigma(500)), rel=1e-5)
     assert (here / "found.png").stat().st_size > 1_000
-    # Two prompts, one of either kind, are too few for a rate.
-    assert summary["detection"]["flipd"] is None
-    # FLIPD and the residual; 2 curves of 2 levels.
-    assert summary["evaluations"] == 3 + 1 + 2 * 2 * 3
+    assert summary["evaluations"] == 1 + 2 * 2 * 3  # the residual; 2 curves of 2 levels
 
 
+@slow
 def test_samples_of_a_model_without_prompts(published, here):
     command = ["detect", "--model", str(published("ddpm")), "--generate", "3", "--out", "found.csv",
                "--num-steps", "3", "--probes", "2", "--curve-levels", "0",
