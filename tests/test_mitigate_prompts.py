@@ -24,6 +24,8 @@ from mmh_jax.report import PromptPlan, mitigate_prompts, prompted, reworded, tri
 from mmh_jax.report.changed import Trial
 from mmh_jax.report.reworded import Words
 
+pytestmark = pytest.mark.xdist_group("prompts")  # one process, so that the fixtures run once
+
 PROMPTS = folders.PROMPTS
 SEED, STEPS, PROBES, NUM = 3, 4, 2, 2
 SMALL = {"num_steps": STEPS, "probes": PROBES, "generate": NUM, "num_tokens": (2,)}

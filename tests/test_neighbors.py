@@ -439,7 +439,7 @@ SEARCHES = {
 # Its import compiles for half a minute: one process does it.
 @pytest.mark.xdist_group("descent")
 @pytest.mark.parametrize("name", SEARCHES)
-@pytest.mark.parametrize("asked", ["the points", "others"])
+@pytest.mark.parametrize("asked", ["the points", pytest.param("others", marks=pytest.mark.slow)])
 def test_a_search_that_may_miss_some(name, asked):
     if name == "descent":
         pytest.importorskip("pynndescent")
