@@ -25,7 +25,7 @@ JSON = st.recursive(
     ),
     max_leaves=6,
 )
-PROMPTS = ["a painting of the sea", "a dog"]
+PROMPTS = ["a painting of the sea", "1984"]  # a number is a text, too
 QUICK = ["--num-steps", "3", "--probes", "2", "--curve-levels", "2", "--seed", "5"]
 
 
@@ -240,6 +240,12 @@ def test_a_model_without_prompts_is_not_asked_for_any(published, here, capsys):
     command = ["detect", "--model", str(published("ddpm")), "--out", "found.csv"]
     assert main([*command, "--prompts", "prompts.jsonl"]) == 2
     assert "takes no prompts" in " ".join(capsys.readouterr().err.split())
+
+
+def test_options_of_published_pipelines_are_refused_for_others(here, capsys):
+    command = ["detect", "--model", "trained", "--data", "digits", "--out", "found.csv"]
+    assert main([*command, "--curve-levels", "0"]) == 2
+    assert "--curve-levels is of published pipelines" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_is_there_is_not_replaced(published, here, capsys):

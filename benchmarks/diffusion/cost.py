@@ -138,7 +138,7 @@ def rows_of(parts: published.Parts, sizes: Sizes, dtype: str) -> list[dict[str, 
         batch = len(program.x)
         try:
             seconds, memory = measured(program, ready, sizes.rounds)
-        except Exception as error:  # of the device, in its own words: no room
+        except jax.errors.JaxRuntimeError as error:  # of the device, in its own words: no room
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             seconds = memory = float("nan")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmh_jax import console
-from mmh_jax.cli.common import library
+from mmh_jax.cli.common import check_kind, library
 
 __all__ = ["Detect"]
 
@@ -114,15 +114,9 @@ class Detect:
 
     def _check(self, is_published: bool) -> None:
         """Raise ValueError for options of the other kind of model, or if there is nothing to do."""
-        for name in _OF_DATA if is_published else _OF_PUBLISHED:
-            if getattr(self, name):
-                mine = "a published pipeline" if is_published else "a model of `mmh-jax train`"
-                other = "models of `mmh-jax train`" if is_published else "published pipelines"
-                raise ValueError(
-                    f"--{name.replace('_', '-')} is of {other}, and {self.model} is {mine}; leave "
-                    "it out."
-                )
-        if is_published and not (self.prompts or self.images or self.generate):
+        others = _OF_DATA if is_published else _OF_PUBLISHED
+        check_kind(self, others, is_published=is_published)
+        if is_published and not (self.prompts or self.images or self.generate is not None):
             raise ValueError(
                 f"{self.model} is a published pipeline; pass --prompts FILE, --images FOLDER, or "
                 "of a model without prompts --generate NUMBER."

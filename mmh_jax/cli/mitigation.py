@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmh_jax import console
-from mmh_jax.cli.common import library
+from mmh_jax.cli.common import check_kind, library
 
 __all__ = ["Mitigate"]
 
@@ -132,14 +132,8 @@ class Mitigate:
 
     def _check(self, is_published: bool) -> None:
         """Raise ValueError for options of the other kind of model, or without prompts."""
-        for name in _OF_TRAINED if is_published else _OF_PROMPTS:
-            if getattr(self, name) not in (None, False):
-                mine = "a published pipeline" if is_published else "a model of `mmh-jax train`"
-                other = "models of `mmh-jax train`" if is_published else "published pipelines"
-                raise ValueError(
-                    f"--{name.replace('_', '-')} is of {other}, and {self.model} is {mine}; leave "
-                    "it out."
-                )
+        others = _OF_TRAINED if is_published else _OF_PROMPTS
+        check_kind(self, others, is_published=is_published)
         if is_published and self.prompts is None:
             raise ValueError(f"{self.model} is a published pipeline; pass --prompts FILE.")
 

@@ -160,7 +160,9 @@ class Looked(NamedTuple):
                 if isinstance(self.pipeline, pretrained.Unconditional):
                     return np.asarray(self.pipeline.encode(self.pipeline.sample(len(rows), **how)))
                 how["guidance_scale"] = options.guidance_scale
-                return self.pipeline.sample(_asked_for(rows[0].prompt), len(rows), **how)
+                return self.pipeline.sample(
+                    _asked_for(self.pipeline, rows[0].prompt), len(rows), **how
+                )
 
             parts.append(kept_array(folder / f"{start:06d}.npy", draw))
             report(start + len(rows), total)
@@ -278,14 +280,17 @@ def level_at(process: pretrained.Process, share: float) -> float:
     return float(process.schedule.sigma(share * process.num_steps / process.time_scale))
 
 
-def _asked_for(prompt: str | None) -> Any:
+def _asked_for(pipeline: Any, prompt: str | None) -> Any:
     """A prompt; of a class-conditional pipeline a name of a class, or its number."""
-    return int(prompt) if prompt is not None and prompt.isdecimal() else prompt
+    is_number = isinstance(pipeline, pretrained.ClassConditional) and (prompt or "").isdecimal()
+    return int(prompt or "") if is_number else prompt
 
 
 def _condition(pipeline: Any, prompt: str | None) -> Any:
     if isinstance(pipeline, pretrained.ClassConditional):
-        label = pipeline.num_classes if prompt is None else pipeline.index(_asked_for(prompt))
+        label = (
+            pipeline.num_classes if prompt is None else pipeline.index(_asked_for(pipeline, prompt))
+        )
         return jnp.int32(label)
     return pipeline.embed(prompt)
 
