@@ -70,6 +70,36 @@ def pytest_runtest_logfinish():
         _full = max(4.0, resident_gb() + 1)
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The folder of each kind of tiny published pipeline, written once."""
+    import pretrained_folders as folders
+
+    root, there = tmp_path_factory.mktemp("published"), {}
+
+    def find(kind):
+        if kind not in there:
+            there[kind] = folders.write(kind, root / kind)
+        return there[kind]
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def loaded(published):
+    """The pipeline of each kind, read once."""
+    from mmh_jax import pretrained
+
+    there = {}
+
+    def find(kind):
+        if kind not in there:
+            there[kind] = pretrained.load(published(kind))
+        return there[kind]
+
+    return find
+
+
 @pytest.fixture
 def x64():
     """Double precision inside the test."""

@@ -5,7 +5,6 @@ import json
 
 import jax
 import numpy as np
-import pretrained_folders as folders
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,19 +26,6 @@ JSON = st.recursive(
 )
 PROMPTS = ["a painting of the sea", "1984"]  # a number is a text, too
 QUICK = ["--num-steps", "3", "--probes", "2", "--curve-levels", "2", "--seed", "5"]
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """The folder of each kind, written once."""
-    root, there = tmp_path_factory.mktemp("published"), {}
-
-    def find(kind):
-        if kind not in there:
-            there[kind] = folders.write(kind, root / kind)
-        return there[kind]
-
-    return find
 
 
 @pytest.fixture

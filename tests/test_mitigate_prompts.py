@@ -52,31 +52,6 @@ def write_prompts(folder, lines):
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """Folders of pipelines by kind, each made once."""
-    root, there = tmp_path_factory.mktemp("published"), {}
-
-    def get(kind):
-        if kind not in there:
-            there[kind] = folders.write(kind, root / kind)
-        return there[kind]
-
-    return get
-
-
-@pytest.fixture(scope="module")
-def loaded(published):
-    there = {}
-
-    def get(kind):
-        if kind not in there:
-            there[kind] = pretrained.load(published(kind))
-        return there[kind]
-
-    return get
-
-
-@pytest.fixture(scope="module")
 def finished(published, tmp_path_factory):
     """A run on Stable Diffusion 1, and the pieces of it."""
     root = tmp_path_factory.mktemp("run")

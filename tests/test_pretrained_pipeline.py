@@ -28,32 +28,6 @@ FIXTURE = load_file(Path(__file__).parent / "data" / "pretrained" / "pipeline.sa
 TIME = 250
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """The folder of each kind, written once."""
-    root, there = tmp_path_factory.mktemp("published"), {}
-
-    def find(kind):
-        if kind not in there:
-            there[kind] = folders.write(kind, root / kind)
-        return there[kind]
-
-    return find
-
-
-@pytest.fixture(scope="module")
-def loaded(published):
-    """The pipeline of each kind, read once."""
-    there = {}
-
-    def find(kind):
-        if kind not in there:
-            there[kind] = load(published(kind))
-        return there[kind]
-
-    return find
-
-
 @pytest.fixture
 def copied(published, tmp_path):
     """A copy of a folder, to be damaged."""

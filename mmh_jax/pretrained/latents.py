@@ -10,6 +10,7 @@ decoder is smooth, and adds no dimension where it is injective.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Self
 
 import jax
@@ -44,7 +45,7 @@ class Latents:
         """Pixels of a latent, along each side, that the network takes at once."""
         return 1
 
-    @property
+    @functools.cached_property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, channels) of the images of latents of `shape`."""
         module = nnx.merge(self.vae[0].graph, self.vae[1])
