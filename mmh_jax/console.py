@@ -13,9 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 __all__ = [
+    "agreement",
     "copied",
     "detection",
     "diagnosis",
+    "doses",
     "median",
     "number",
     "print_error",
@@ -27,6 +29,9 @@ _STAGES = {
     "duplicates": "duplicates",
     "neighbors": "nearest neighbours",
     "model": "training",
+    "folds": "training without each point",
+    "separation": "distances",
+    "regeneration": "regenerating",
     "lid_star": "LID_* of the data",
     "sigma": "choosing sigma",
     "lid_theta": "LID_theta of the model",
@@ -35,6 +40,7 @@ _STAGES = {
     "copies": "looking for copies",
     "detectors": "detectors",
     "figure": "figure",
+    "report": "report",
 }
 
 
@@ -82,6 +88,23 @@ def diagnosis(found: dict[str, Any]) -> str:
     if found["sigma_outside_training"]:
         parts.append("sigma outside the trained range")
     return "; ".join(parts)
+
+
+def agreement(found: dict[str, dict[str, int]]) -> str:
+    """Verdicts against extraction, a line each."""
+    return "\n".join(
+        f"{title}: {of['extracted']:,} extracted, {of['not extracted']:,} not"
+        for title, of in found.items()
+        if sum(of.values())
+    )
+
+
+def doses(found: Any) -> str:
+    """A dose-response as one line."""
+    parts = [
+        f"{of['found']:.0f} of {of['planted']:.0f} there {of['copies']:.0f} times" for of in found
+    ]
+    return ", ".join(parts) or "nothing was planted"
 
 
 def copied(found: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The whole pipeline on small data: what it writes, that it repeats itself, and that it resumes."""
 
 import csv
+import dataclasses
 import json
 import shutil
 import signal
@@ -17,9 +18,7 @@ from PIL import Image
 from mmh_jax import memorization, train
 from mmh_jax.cli import main
 from mmh_jax.report import measure
-from mmh_jax.report.audit import DETECTORS
 from mmh_jax.report.summary import environment
-from mmh_jax.typing import Estimate
 
 pytestmark = pytest.mark.xdist_group("audit")  # one process, so that the fixtures run once
 
@@ -63,7 +62,10 @@ def finished(tmp_path_factory):
 
 def test_it_writes_a_report_and_leaves_no_partial_results(finished):
     names = {path.name for path in (finished / "out").iterdir()}
-    assert names == {"points.csv", "summary.json", "samples.npz", "lid.png", "model"}
+    assert names == {
+        "points.csv", "points.parquet", "report.html", "summary.json", "samples.npz", "lid.png",
+        "model",
+    }  # fmt: skip
     model = {path.name for path in (finished / "out" / "model").iterdir()}
     assert model == {"config.json", "params.safetensors", "metrics.jsonl"}
     with Image.open(finished / "out" / "lid.png") as image:
@@ -71,94 +73,74 @@ def test_it_writes_a_report_and_leaves_no_partial_results(finished):
         assert min(image.size) > 1_000
 
 
+def test_each_distinct_point_has_one_row_and_one_role(finished):
+    points, rows = np.load(finished / "images.npy"), rows_of(finished / "out")
+    index = np.array([int(row["index"]) for row in rows])
+    np.testing.assert_array_equal(index, np.unique(index))
+    assert 300 in index
+    assert index.max() == 300
+    roles = [row["role"] for row in rows]
+    assert roles.count("judged") == 96
+    assert roles.count("held out") == 100  # a third of those that occur once
+    planted = sorted(int(row["planted"]) for row in rows if row["role"] == "planted")
+    assert planted == [2, 2, 2, 4, 8, 16, 32]
+    repeated = rows[-1]
+    assert (repeated["copies"], repeated["role"]) == ("30", "judged")
+    for row in rows:
+        others = np.linalg.norm((points - points[int(row["index"])]).reshape(330, -1), axis=1)
+        held_out = [int(r["index"]) for r in rows if r["role"] == "held out"]
+        others[held_out] = np.inf  # what is held out is no training point
+        others[others == 0] = np.inf
+        np.testing.assert_allclose(float(row["nearest_distance"]), others.min(), atol=1e-6)
+        np.testing.assert_allclose(others[int(row["nearest_index"])], others.min(), atol=1e-6)
+
+
 def test_the_rows_say_what_the_library_says(finished):
     points = np.load(finished / "images.npy")
     rows = rows_of(finished / "out")
-    index = np.array([int(row["index"]) for row in rows])
-    assert len(rows) == len(set(index)) == 96
-    column = {
-        name: np.array([float(row[name]) for row in rows]) for name in rows[0] if name != "verdict"
-    }
-    np.testing.assert_array_equal(index, np.sort(index))
-
-    distances = np.linalg.norm((points[:, None] - points[index]).reshape(330, 96, -1), axis=-1)
-    distances[index, np.arange(96)] = np.inf
-    np.testing.assert_allclose(column["nearest_distance"], distances.min(0), atol=1e-6)
-    nearest = distances[column["nearest_index"].astype(int), np.arange(96)]
-    np.testing.assert_allclose(nearest, distances.min(0), atol=1e-6)
-    duplicate = index >= 300
-    np.testing.assert_array_equal(column["lid_star"][duplicate], 0)
-    assert abs(np.median(column["lid_star"][~duplicate]) - 2) < 0.5
-
-    summary = json.loads((finished / "out" / "summary.json").read_text())
     model = train.load(finished / "out" / "model")
-    for position in (0, 50):
-        sigma = column["sigma"][position]
-        assert min(abs(sigma - level) for level in summary["sigmas"]) < 1e-6 * sigma
-        spectrum = measure.lid.jacobian_spectrum(model, points[index[position]], sigma)
+    for row in (rows[0], rows[50]):
+        spectrum = measure.lid.jacobian_spectrum(
+            model, points[int(row["index"])], float(row["sigma"])
+        )
         np.testing.assert_allclose(
-            [column[name][position] for name in ("lid_theta", "flipd", "residual")],
-            [spectrum.expected_flipd, spectrum.flipd, spectrum.residual],
+            [float(row[name]) for name in ("flipd", "residual")],
+            [spectrum.flipd, spectrum.residual],
             rtol=1e-3,
             atol=1e-3,
         )
-        assert column["lid_theta_stderr"][position] >= 0.999 * spectrum.network_error
-    plateau = column["num_plateaus"] > 0
-    verdicts = memorization.verdict(
-        Estimate(np.where(plateau, column["lid_theta"], np.nan), column["lid_theta_stderr"]),
-        Estimate(column["lid_star"], column["lid_star_stderr"]),
-    )
-    titles = [memorization.Label(int(code)).title for code in verdicts.label]
-    assert titles == [row["verdict"] for row in rows]
-    assert {title: titles.count(title) for title in titles} == {
-        title: count for title, count in summary["verdicts"].items() if count
-    }
+    summary = json.loads((finished / "out" / "summary.json").read_text())
+    judged = [row for row in rows if row["role"] == "judged"]
+    for title, count in summary["verdicts"].items():
+        assert sum(row["verdict"] == title for row in judged) == count
+        assert sum(summary["agreement"][title].values()) == count
+    assert all(row["verdict"] == "" for row in rows if row["role"] != "judged")
+    for row in judged:
+        large = float(row["sigma_mem"]) >= 0.999 * float(row["separation"])
+        assert large or row["verdict"] in ("undecided", "not memorized")
+        assert row["reason"]
 
 
 def test_samples_say_what_was_extracted_and_detectors_stand_beside_it(finished):
     points, rows = np.load(finished / "images.npy"), rows_of(finished / "out")
     summary = json.loads((finished / "out" / "summary.json").read_text())
-    index = np.array([int(row["index"]) for row in rows])
     with np.load(finished / "out" / "samples.npz", allow_pickle=False) as file:
         kept = {name: file[name] for name in file.files}
     assert set(kept) == {"samples", "nearest", "ratio", "memorized"}
     assert kept["samples"].shape == (64, 4, 4)
     assert np.abs(kept["samples"] - 0.5).max() < 1  # of a trained model, not noise
-    found = memorization.copies(kept["samples"], points)
-    np.testing.assert_array_equal(kept["nearest"], found.nearest)
+    held_out = [int(row["index"]) for row in rows if row["role"] == "held out"]
+    training = np.setdiff1d(np.arange(330), held_out)
+    found = memorization.copies(kept["samples"], points[training])
+    np.testing.assert_array_equal(kept["nearest"], training[found.nearest])
     np.testing.assert_array_equal(kept["memorized"], found.memorized)
-    np.testing.assert_allclose(kept["ratio"], found.ratio, rtol=1e-5)
-    counts = memorization.extraction(found).counts
-    np.testing.assert_array_equal([int(row["extracted"]) for row in rows], counts[index])
-    assert summary["samples"] == {
-        "num": 64,
-        "not_finite": 0,
-        "memorized": found.memorized.sum(),
-        "fraction": pytest.approx(found.fraction.value),
-        "fraction_stderr": pytest.approx(found.fraction.stderr),
-        "extracted_points": np.sum(counts > 0),
-    }
-
-    names = [name for name in rows[0] if name.startswith("score_")]
-    detectors = [*DETECTORS, "png_bytes"]
-    assert names == [f"score_{name}" for name in detectors]
-    column = {name: np.array([float(row[name]) for row in rows]) for name in names}
-    np.testing.assert_array_equal(
-        column["score_nearest_distance"], [-float(row["nearest_distance"]) for row in rows]
-    )
-    subject = memorization.Subject(points[index], train.load(finished / "out" / "model"))
-    names = [name for name in detectors if name != "nearest_distance"]
-    direct = memorization.scores(
-        names,
-        subject,
-        memorization.Settings(summary["sigma"]),
-        key=jax.random.split(jax.random.key(3))[1],
-    )
-    for name in names:
-        np.testing.assert_allclose(
-            column[f"score_{name}"], direct.value[name], rtol=1e-4, atol=1e-3, err_msg=name
-        )
-    assert summary["evaluations"] == direct.total == 1 + 16
+    counts = np.zeros(330, int)
+    counts[training] = memorization.extraction(found).counts
+    assert [int(row["extracted"]) for row in rows] == [counts[int(row["index"])] for row in rows]
+    assert summary["samples"]["memorized"] == found.memorized.sum()
+    column = np.array([float(row["score_png_bytes"]) for row in rows])
+    index = [int(row["index"]) for row in rows]
+    np.testing.assert_array_equal(column, -memorization.png_bytes(points[index]))
 
 
 def test_the_summary_is_complete(finished):
@@ -168,28 +150,48 @@ def test_the_summary_is_complete(finished):
         "source": "images.npy",
         "data": "",
         "model": None,
+        "reference": None,
+        "held_out": None,
+        "controls": True,
         "preset": "smoke",
         "seed": 3,
         "num_points": 96,
-        "num_neighbors": 20,
         "num_samples": 64,
-        "detectors": [*DETECTORS, "png_bytes"],
+        "detectors": ["png_bytes"],
     }
     assert summary["environment"]["jax"] == jax.__version__
     assert summary["sigmas"] == sorted(summary["sigmas"])
-    assert 7 <= len(summary["sigmas"]) <= 15
-    assert summary["sigmas"][0] < summary["sigma"] < summary["sigmas"][-1]
     found = summary["diagnostics"]
-    assert found["num_points"] == summary["num_points"]
-    assert 0 <= found["off_manifold"] <= found["num_points"]
-    assert 0 < found["asymmetry"] < 1
+    assert found["num_points"] == 96 + 100 + 7
     assert found["sigma_outside_training"] is False
-    stages = ["model", "lid_star", "sigma", "lid_theta", "samples", "copies", "detectors", "figure"]
-    assert list(summary["timings"]) == stages
-    rows = rows_of(finished / "out")
-    lid_theta = [float(row["lid_theta"]) for row in rows if int(row["num_plateaus"]) > 0]
-    assert found["no_plateau"] == len(rows) - len(lid_theta)
-    assert summary["lid_theta"]["0.5"] == pytest.approx(np.median(lid_theta), rel=1e-5)
+    assert list(summary["timings"]) == [
+        "model", "folds", "separation", "sigma", "lid_theta", "lid_star", "regeneration",
+        "samples", "copies", "detectors", "figure", "report",
+    ]  # fmt: skip
+    controls = summary["controls"]
+    assert (controls["held_out"], controls["null_scores"]) == (100, 100 + 95)
+    assert [dose["copies"] for dose in controls["dose_response"]] == [2, 4, 8, 16, 32]
+    assert sum(summary["verdicts"].values()) == 96
+    assert summary["verdict"]
+    assert summary["evidence"]
+    assert summary["limits"]
+
+
+def test_a_model_that_has_learned_nothing_has_no_verdict(finished, tmp_path, monkeypatch):
+    """Nothing is "not memorized" where the model has no dimension."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "images.npy", rng.uniform(size=(60, 4, 4)).astype(np.float32))
+    recipe = dataclasses.replace(train.RECIPES["smoke"], num_steps=1)
+    train.train_model(np.load(tmp_path / "images.npy"), recipe, tmp_path / "model", seed=0)
+    monkeypatch.chdir(tmp_path)
+    command = ["audit", "images.npy", "--preset", "smoke", "--model", "model", "--out", "out"]
+    assert main(command) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["verdicts"] == {
+        "undecided": 60, "not memorized": 0, "OD-Mem": 0, "DD-Mem": 0
+    }  # fmt: skip
+    assert "has not learned this noise level" in summary["verdict"]
+    assert any("--held-out" in limit for limit in summary["limits"])
 
 
 def test_a_finished_audit_is_kept_unless_told_otherwise(finished, monkeypatch, capsys):
@@ -211,14 +213,40 @@ def test_overwriting_gives_the_same_bytes_and_spares_other_files(finished, tmp_p
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
-def test_a_model_that_is_passed_is_not_trained_again(finished, tmp_path, monkeypatch):
+def test_a_given_model_is_compared_with_another_and_with_what_it_never_saw(
+    finished, tmp_path, monkeypatch
+):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    assert main([*COMMAND, "--model", "out/model", "--out", "new"]) == 0
-    assert points_of(tmp_path / "new") == points_of(finished / "out")
+    rows = rows_of(finished / "out")
+    apart = [int(row["index"]) for row in rows if row["role"] == "held out"]
+    points = np.load("images.npy")
+    np.save("apart.npy", points[apart])
+    np.save("images.npy", np.delete(points, apart, axis=0))
+    train.train_model(points[apart], train.RECIPES["smoke"], tmp_path / "other", seed=5)
+    command = [*COMMAND, "--model", "out/model", "--held-out", "apart.npy", "--reference", "other"]
+    assert main([*command, "--out", "new"]) == 0
     assert not (tmp_path / "new" / "model").exists()
     summary = json.loads((tmp_path / "new" / "summary.json").read_text())
     assert "model" not in summary["timings"]
+    assert "folds" not in summary["timings"]
+    assert summary["controls"]["held_out"] == 100
+    assert "dose_response" not in summary["controls"]
+    assert any("planted" in limit for limit in summary["limits"])
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--held-out", "images.npy"], "--held-out is for a model that is given"),
+        (["--model", "out/model", "--held-out", "images.npy"], "among those of the source"),
+    ],
+)
+def test_controls_that_cannot_be_are_refused(finished, monkeypatch, capsys, options, fault):
+    monkeypatch.chdir(finished)
+    assert main([*COMMAND, *options, "--out", "bad"]) == 2
+    assert fault in capsys.readouterr().err
+    assert not (finished / "bad").exists()
 
 
 @pytest.mark.slow
@@ -242,7 +270,7 @@ KILL_AFTER = {
     "a checkpoint": "from mmh_jax.train import Checkpoints as owner; name = 'save'",
     "a block": "import mmh_jax.report.measure as owner; name = 'write_array'",
     "scores": "import mmh_jax.report.detectors as owner; name = 'write_array'",
-    "the points": "owner = sys.modules['mmh_jax.report.audit']; name = 'write_csv'",
+    "the points": "owner = sys.modules['mmh_jax.report.audit']; name = 'write_table'",
 }
 KILLED = """
 import os, signal, sys

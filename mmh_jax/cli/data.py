@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
+
 from mmh_jax import console
 from mmh_jax.cli.common import PresetName, Source, library
 
@@ -72,38 +74,45 @@ class LidData:
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """Audit a data set for memorization: train or load a model, compare dimensions, sample, score.
+    """Audit a data set for memorization, beside controls that say what the audit would have found.
 
-    At each point LID_theta, of the model, is compared with LID_*, of the data.  OD-Mem: the model
-    has lost dimensions there; DD-Mem: the data have almost none themselves.  Samples of the model
-    say which training points it gives away: `extracted` counts the samples that copy each.  Writes
-    summary.json, points.csv, samples.npz and lid.png, and the model if it was trained.  Interrupted
-    or killed, it continues when the same command is run again.
+    Holds some of the data out, plants a few a known number of times, and trains a model on the
+    rest.  Memorized is what the model returns to from noise that hides it from the other points, as
+    no model does that never saw it: DD-Mem where the data repeat it, OD-Mem where it occurs once.
+    Samples of the model say beside it which points it gives away.  Writes report.html, points.csv,
+    points.parquet, summary.json, samples.npz and lid.png, and the model if it was trained.
+    Interrupted or killed, it continues when the same command is run again.
 
     Attributes:
         source: `digits`, a .npy or .npz file, an idx file, or a folder of images.
         out: The folder for the report.
+        demo: Audit 600 of the digits, 10 of them there 33 times and 10 nine times, in place of a
+            source: an audit that finds something, beside the truth.
         model: The folder of a saved model of this data; by default one is trained.
+        reference: The folder of a saved model that never saw the data, to compare `model` with.
+        held_out: A source of points like the data that `model` was not trained on.
+        no_controls: Plant nothing: what the audit would have missed is then not known.
         preset: How much work: training, at most 128, 2,000 or 10,000 points, and 64, 1,000 or
             10,000 samples.  Time grows with the cube of the number of coordinates of a point.
-        seed: Of the training and of the choice of points.
-        num_points: Measure at so many points, chosen at random; by default as many as the preset
-            says.  The training always uses all.
-        num_neighbors: Nearest neighbours for LID_*, at least 4.
+        seed: Of the training and of every choice at random.
+        num_points: Judge so many different points, repeated ones first; by default as many as the
+            preset says.  The training always uses all but those held out.
         num_samples: Compare so many samples of the model with the data; by default as many as the
             preset says.
-        detectors: As for `mmh-jax detect`, at the median of the plateaus; by default
-            expected_flipd, projected_trace, nearest_distance and, of pictures, png_bytes.
+        detectors: As for `mmh-jax detect`, at the median of the plateaus; a column each.
         overwrite: Replace an audit in the folder.
     """
 
-    source: Source
     out: Path
+    source: tyro.conf.Positional[str | None] = None
+    demo: bool = False
     model: Path | None = None
+    reference: Path | None = None
+    held_out: str | None = None
+    no_controls: bool = False
     preset: PresetName = "cpu"
     seed: int = 0
     num_points: int | None = None
-    num_neighbors: int = 20
     num_samples: int | None = None
     detectors: tuple[str, ...] = ()
     overwrite: bool = False
@@ -111,17 +120,29 @@ class Audit:
     def run(self, command: str) -> None:
         """Run the audit and print its summary."""
         report = library()
+        if self.demo == (self.source is not None):
+            raise ValueError("name a source to audit, or --demo for one with planted copies.")
         start = time.monotonic()
+        settings = dataclasses.asdict(self)
+        settings |= {"controls": not settings.pop("no_controls"), "command": command}
+        source = "planted_digits" if settings.pop("demo") else settings["source"]
+        settings["source"] = source
         with console.progress() as progress:
-            summary = report.audit(**dataclasses.asdict(self), command=command, progress=progress)
+            summary = report.audit(**settings, progress=progress)
         rows = {
-            "median LID_theta": console.number(summary["lid_theta"]["0.5"]),
-            "median LID_*": console.number(summary["lid_star"]["0.5"]),
+            "verdict": summary["verdict"],
             **{title: count for title, count in summary["verdicts"].items() if count},
+            "evidence": "\n".join(summary["evidence"]),
+            "verdict, and extracted": console.agreement(summary["agreement"]),
+            "found, of planted": console.doses(summary["controls"].get("dose_response", ())),
+            "median LID_theta, LID_*": " and ".join(
+                console.number(summary[side]["0.5"]) for side in ("lid_theta", "lid_star")
+            ),
+            "of the model, at plateaus": console.number(summary["lid_plateau"]["0.5"]),
             "copies": console.copied(summary["samples"]),
-            "median sigma": f"{summary['sigma']:.4g}",
             "diagnostics": console.diagnosis(summary["diagnostics"]),
+            "cannot say": "\n".join(summary["limits"]),
             "seconds": f"{time.monotonic() - start:.0f}",
-            "report": self.out,
+            "report": self.out / "report.html",
         }
-        console.print_table(f"audit of {self.source}, {summary['num_points']} points", rows)
+        console.print_table(f"audit of {source}, {summary['num_points']} points", rows)

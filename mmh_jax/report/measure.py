@@ -30,6 +30,7 @@ __all__ = [
     "choose_level",
     "choose_levels",
     "diagnostics",
+    "extended",
     "measure",
     "random_subset",
     "spectra",
@@ -178,6 +179,17 @@ def choose_levels(
     low, high = np.abs(np.log(grid) - np.log(ends)[:, None]).argmin(axis=1)
     low, high = _window(int(low), int(high))
     return grid[low : high + 1]
+
+
+def extended(sigmas: np.ndarray, highest: float) -> np.ndarray:
+    """Levels in a geometric progression, and as many more of it as reach `highest`.
+
+    >>> extended(np.array([1.0, 2.0]), 7.0)
+    array([1., 2., 4., 8.])
+    """
+    ratio = sigmas[1] / sigmas[0]
+    more = max(int(np.ceil(np.log(highest / sigmas[-1]) / np.log(ratio) - 1e-9)), 0)
+    return np.concatenate([sigmas, sigmas[-1] * ratio ** np.arange(1, more + 1)])
 
 
 def choose_level(

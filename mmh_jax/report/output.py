@@ -60,9 +60,9 @@ class Kind:
 
 AUDIT = Kind(
     "audit",
-    "mmh_jax.audit/1",
+    "mmh_jax.audit/2",
     "summary.json",
-    ("points.csv", "samples.npz", "lid.png", "model"),
+    ("points.csv", "points.parquet", "report.html", "samples.npz", "lid.png", "model"),
 )
 SAMPLING = Kind(
     "sampling",

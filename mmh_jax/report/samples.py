@@ -56,6 +56,18 @@ class Judged(NamedTuple):
         """(M,) whether a sample is finite."""
         return self.nearest >= 0
 
+    def in_rows(self, rows: np.ndarray, num: int) -> Judged:
+        """The same with the training points numbered as rows of a larger set.
+
+        Args:
+            rows: (N,) the row of each training point, repeated ones as often as they are.
+            num: of the rows of the set.
+        """
+        extracted = np.zeros(num, int)
+        extracted[rows] = self.extracted
+        nearest = np.where(self.is_finite, rows[self.nearest], -1)
+        return self._replace(nearest=nearest, extracted=extracted)
+
     def columns(self) -> dict[str, np.ndarray]:
         """For a table, one row for each sample."""
         return {

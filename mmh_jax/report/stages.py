@@ -34,18 +34,20 @@ class Preset:
         max_points: at how many points an audit measures, unless told otherwise.
         num_samples: how many samples of the model an audit compares with the data, likewise.
         save_every: seconds between checkpoints of the training.
+        num_regenerations: runs of the sampler at each point and noise level of an audit.
     """
 
     recipe: train.Recipe
     max_points: int
     num_samples: int
     save_every: float
+    num_regenerations: int
 
 
 PRESETS = {
-    "smoke": Preset(train.RECIPES["smoke"], 128, 64, 0.0),
-    "cpu": Preset(train.RECIPES["cpu"], 2_000, 1_000, 10.0),
-    "accelerator": Preset(train.RECIPES["accelerator"], 10_000, 10_000, 60.0),
+    "smoke": Preset(train.RECIPES["smoke"], 128, 64, 0.0, 4),
+    "cpu": Preset(train.RECIPES["cpu"], 2_000, 1_000, 10.0, 16),
+    "accelerator": Preset(train.RECIPES["accelerator"], 10_000, 10_000, 60.0, 16),
 }
 
 

@@ -13,7 +13,7 @@ from mmh_jax.memorization import Label, Verdict
 from mmh_jax.report.measure import Chosen
 from mmh_jax.typing import Estimate
 
-__all__ = ["columns_of", "columns_of_model", "environment", "summary_of"]
+__all__ = ["columns_of", "columns_of_model", "environment", "quantiles", "summary_of"]
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -72,7 +72,8 @@ def columns_of(
     }
 
 
-def _quantiles(values: np.ndarray) -> dict[str, float | None]:
+def quantiles(values: np.ndarray) -> dict[str, float | None]:
+    """Some quantiles of the finite values, for JSON."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return {f"{q:g}": None for q in _QUANTILES}
@@ -113,7 +114,7 @@ def summary_of(
     if "verdict" in columns:
         titles = list(columns["verdict"])
         compared["verdicts"] = {label.title: titles.count(label.title) for label in Label}
-        compared["lid_star"] = _quantiles(columns["lid_star"])
+        compared["lid_star"] = quantiles(columns["lid_star"])
     return {
         "command": command,
         "settings": settings,
@@ -121,7 +122,7 @@ def summary_of(
         "sigma": float(np.median(columns["sigma"])),
         "sigmas": [float(sigma) for sigma in sigmas],
         "num_points": len(columns["index"]),
-        "lid_theta": _quantiles(columns["lid_theta"][columns["num_plateaus"] != 0]),
+        "lid_theta": quantiles(columns["lid_theta"][columns["num_plateaus"] != 0]),
         **compared,
         **found,
         "timings": timings,
