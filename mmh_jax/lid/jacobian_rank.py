@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from mmh_jax import linalg
 from mmh_jax.lid.flipd import linearized
-from mmh_jax.typing import Array, ArrayLike, Denoiser, Estimate, Key, check_point
+from mmh_jax.typing import Array, ArrayLike, ChiSquareEstimate, Denoiser, Estimate, Key, check_point
 
 __all__ = [
     "counted",
@@ -101,7 +101,7 @@ def soft_rank_lanczos(
     order: int = 16,
     width: float = 0.2,
     power: float = 4.0,
-) -> Estimate:
+) -> ChiSquareEstimate | Estimate:
     """`soft_rank` of the symmetrised Jacobian without forming it, by Lanczos quadrature.
 
     For images and latents, where `jacobian_spectrum` is too large (LHSD 2026).
