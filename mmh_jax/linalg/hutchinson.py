@@ -153,8 +153,8 @@ def rademacher(num_probes: int, chunk_size: int = 16) -> Trace:
     The error is that of a chi-square with d K degrees of freedom: far from normal at small d, and
     larger where the trace is.  So the answer is a `ChiSquareEstimate`: its `typing.interval` covers
     93-97% of keys for projections on 1 to 10 random directions, decaying spectra and noisy ones,
-    from 8 probes on.  It covers more where the operator is nearly diagonal, or not symmetric: the standard
-    error is then too large.
+    from 8 probes on.  It covers more where the operator is nearly diagonal, or not symmetric: the
+    standard error is then too large; and less (92%) where all but one of the directions are kept.
 
     Cost: K products, `chunk_size` at a time; memory does not grow with K.
 
