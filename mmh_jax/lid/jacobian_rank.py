@@ -113,7 +113,7 @@ def soft_rank_lanczos(
         width, power: of `soft_rank`.
 
     Returns:
-        `Estimate(value, stderr)`; the error is that of the probes, about sqrt(2 d / num_probes).
+        `ChiSquareEstimate`; the error is that of the probes, about sqrt(2 d / num_probes).
 
     Cost: `num_probes * order` JVPs and as many VJPs; `order * D` numbers for each of 4 probes.
 
