@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmh_jax import linalg
+from mmh_jax import linalg, memorization
+from mmh_jax.typing import Estimate, interval, variance_at
 
 SHAPE = (3, 4, 2)
 SIZE = 24
@@ -51,8 +52,16 @@ def over_keys(trace, matrix, count):
     """Values and standard errors for `count` keys."""
     matvec, like = operator(matrix)
     keys = jax.random.split(jax.random.key(7), count)
-    values, errors = jax.jit(jax.vmap(lambda key: trace(matvec, like, key=key)))(keys)
-    return np.asarray(values), np.asarray(errors)
+    found = jax.jit(jax.vmap(lambda key: trace(matvec, like, key=key)))(keys)
+    return np.asarray(found.value), np.asarray(found.stderr)
+
+
+def chi_squares(trace, matrix, count):
+    matvec, like = operator(matrix)
+    keys = jax.random.split(jax.random.key(7), count)
+    return jax.jit(
+        lambda keys: jax.lax.map(lambda key: trace(matvec, like, key=key), keys, batch_size=500)
+    )(keys)
 
 
 # Against dense matrices, on points that are not vectors; 24 is no multiple of 7, 11 and 100.
@@ -107,16 +116,21 @@ def test_random_traces_do_not_depend_on_chunks_or_shape(x64, make):
 
 def test_rademacher_is_hutchinson_with_the_probes_of_its_keys(x64):
     matrix, key = random_matrix(), jax.random.key(3)
-    value, stderr = linalg.rademacher(10)(*operator(matrix), key=key)
+    value, stderr, dispersion = linalg.rademacher(10)(*operator(matrix), key=key)
     probes = [
         np.asarray(jax.random.rademacher(k, (SIZE,), jnp.float64))
         for k in jax.random.split(key, 10)
     ]
     forms = np.array([probe @ matrix @ probe for probe in probes])
     np.testing.assert_allclose(value, forms.mean(), rtol=1e-10)
-    # Student's quantile for 9 degrees of freedom, 2.262157, over the normal one, 1.959964.
-    expected = 2.262157 / 1.959964 * forms.std(ddof=1) / np.sqrt(10)
-    np.testing.assert_allclose(stderr, expected, rtol=1e-6)
+    # How far a probe is from an eigenvector, and how that grows with its form.
+    around = [
+        np.sum((matrix @ probe - form / SIZE * probe) ** 2)
+        for probe, form in zip(probes, forms, strict=True)
+    ]
+    np.testing.assert_allclose(stderr, np.sqrt(2 * np.mean(around) / 10), rtol=1e-10)
+    slope = np.cov(forms, around)[0, 1] / forms.var(ddof=1)
+    np.testing.assert_allclose(dispersion, 0.2 * np.clip(slope, 0, None), rtol=1e-10)
     assert jnp.isnan(linalg.rademacher(1)(*operator(matrix), key=key).stderr)
 
 
@@ -128,8 +142,69 @@ def test_rademacher_has_hutchinsons_variance(x64):
     # Both are within 4 of their own standard errors (kurtosis about 3: sqrt(2 / n) = 1%).
     np.testing.assert_allclose(values.var(), variance, rtol=0.04)
     assert abs(values.mean() - np.trace(matrix)) < 4 * np.sqrt(variance / values.size)
-    student = 2.364624 / 1.959964
-    np.testing.assert_allclose(np.mean(errors**2), student**2 * variance, rtol=0.04)
+    # Twice the mean square of what is not along the probe; more than that, for asymmetry.
+    around = np.sum(matrix**2) - (np.trace(matrix) ** 2 + num_probes * variance) / SIZE
+    np.testing.assert_allclose(np.mean(errors**2), 2 * around / num_probes, rtol=0.04)
+
+
+def rotated(eigenvalues, size=200, seed=11):
+    """A positive operator in a random basis, and its trace."""
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.normal(size=(size, len(eigenvalues))))[0]
+    return jnp.asarray((basis * np.asarray(eigenvalues)) @ basis.T), float(np.sum(eigenvalues))
+
+
+@pytest.mark.parametrize("num_probes", [8, 16, 32])
+@pytest.mark.parametrize("rank", [1, 2, 5, 10])
+def test_the_interval_of_signs_is_right_at_small_rank(x64, rank, num_probes):
+    """The form is a chi-square of `rank` degrees: value +- 1.96 stderr covers .85 at rank 1."""
+    matrix, truth = rotated(np.ones(rank))
+    found = chi_squares(linalg.rademacher(num_probes), matrix, 4_000)
+    # For a projection the variance is known, given the trace: 2 t / K, but for t / D.
+    factor = 2 / num_probes * (1 - rank / 200)
+    np.testing.assert_allclose(variance_at(found, truth).mean(), factor * rank, rtol=0.02)
+    low, high = interval(found)
+    assert 0.93 <= np.mean((low <= truth) & (truth <= high)) <= 0.97
+    judged = memorization.verdict(found, Estimate(truth, 0.001)).label
+    assert np.mean(judged == memorization.Label.OD_MEM) <= 0.03
+
+
+NOISE = np.random.default_rng(13).normal(size=(200, 200)) / 40  # of twice the norm of a projection
+
+
+@pytest.mark.parametrize(
+    "eigenvalues",
+    [0.7 ** np.arange(20), 1 / np.arange(1, 101), [2.5, 1.2, 0.5], [1] + 100 * [0.01], None],
+)
+@pytest.mark.parametrize(
+    "trace",
+    [linalg.rademacher(8), linalg.rademacher(16), linalg.function_lanczos(lambda v: v, 8, 4)],
+)
+def test_the_interval_on_other_spectra(x64, trace, eigenvalues):
+    if eigenvalues is None:  # a network's
+        matrix, truth = rotated(np.ones(2))
+        matrix += (NOISE + NOISE.T) / 2
+        truth = np.trace(matrix)
+    else:
+        matrix, truth = rotated(eigenvalues, seed=12)
+    found = chi_squares(trace, matrix, 2_000)
+    low, high = interval(found)
+    assert 0.925 <= np.mean((low <= truth) & (truth <= high)) <= 0.975  # 3 errors of the share
+
+
+def test_a_diagonal_has_an_interval_of_a_dimension_or_so():
+    """All forms are alike but for rounding, which is no slope."""
+    found = chi_squares(
+        linalg.rademacher(8), jnp.diag(jnp.append(jnp.full(3, 1 / 3), jnp.zeros(50))), 100
+    )
+    low, high = interval(found)
+    assert np.all((low < 1) & (high > 1) & (high - low < 2))
+
+
+def test_a_trace_of_zero_has_the_interval_of_zero(x64):
+    found = linalg.rademacher(8)(lambda v: 0 * v, jnp.zeros(20), key=jax.random.key(0))
+    assert interval(found) == (0, 0)
+    assert memorization.verdict(found, Estimate(0.0, 0.01)).label == memorization.Label.DD_MEM
 
 
 @pytest.mark.parametrize("probes", [linalg.rademacher(8), linalg.xtrace(12)])
@@ -528,9 +603,9 @@ def test_lanczos_symmetrises_and_breaks_down_gracefully(x64):
     skew = random_matrix(3)
     skew = skew - skew.T
     matvec, like = operator(jnp.diag(jnp.arange(24.0) < 5) + skew)
-    value, _ = linalg.positive_lanczos(8, 10)(matvec, like, key=jax.random.key(0))
+    value, *_ = linalg.positive_lanczos(8, 10)(matvec, like, key=jax.random.key(0))
     np.testing.assert_allclose(value, 5, rtol=1e-8)  # a diagonal has no variance
-    zero, stderr = linalg.positive_lanczos(4, 10)(lambda v: 0 * v, like, key=jax.random.key(0))
+    zero, stderr, _ = linalg.positive_lanczos(4, 10)(lambda v: 0 * v, like, key=jax.random.key(0))
     assert zero == 0
     assert stderr == 0
     broken = linalg.positive_lanczos(4, 5)(lambda v: jnp.nan * v, like, key=jax.random.key(0))
@@ -544,7 +619,7 @@ def test_lanczos_on_a_noisy_spectrum_matches_the_dense_one(x64, dtype):
     matrix = symmetric(20 * [0.95] + 180 * [0.0]) + noise + noise.T
     truth = positive_part(matrix)
     matvec, like = operator(jnp.asarray(matrix, dtype))
-    value, stderr = linalg.positive_lanczos(200, 24)(matvec, like, key=jax.random.key(2))
+    value, stderr, _ = linalg.positive_lanczos(200, 24)(matvec, like, key=jax.random.key(2))
     assert value.dtype == dtype
     assert abs(value - truth) < 3 * stderr + 0.01 * truth
     assert 0.2 < stderr < 1
@@ -554,7 +629,7 @@ def test_lanczos_of_a_function_and_its_derivative(x64):
     matrix = symmetric(np.linspace(0.1, 1, 24))
     matvec, like = operator(matrix)
     trace = linalg.function_lanczos(jnp.exp, 50, 12)
-    value, stderr = trace(matvec, like, key=jax.random.key(0))
+    value, stderr, _ = trace(matvec, like, key=jax.random.key(0))
     truth = np.exp(np.linspace(0.1, 1, 24)).sum()
     assert abs(value - truth) < 3 * stderr
 
@@ -570,7 +645,7 @@ def test_lanczos_is_matfrees_where_nothing_breaks_down(x64):
     decomp = pytest.importorskip("matfree.decomp")
     matvec, like = operator(symmetric(np.linspace(-1, 1, 24)))
     key = jax.random.key(3)
-    value, _ = linalg.function_lanczos(jnp.cos, 1, 8)(matvec, like, key=key)
+    value, *_ = linalg.function_lanczos(jnp.cos, 1, 8)(matvec, like, key=key)
     probe = jax.random.rademacher(jax.random.split(key, 1)[0], (24,), float)
     dense = decomp.tridiag_sym(8, custom_vjp=False)(matvec, probe)[1]
     nodes, vectors = np.linalg.eigh(dense)
@@ -581,7 +656,7 @@ def test_lanczos_survives_a_projection_in_float32():
     matvec, like = operator(symmetric(10 * [1.0] + 90 * [0.0], dtype=jnp.float32))
     # f(0) = 1 and f(1) = 3: a rule spoiled after the breakdown is far off.
     trace = linalg.function_lanczos(lambda v: 1 + 2 * jnp.abs(v), 400, 12)
-    value, stderr = trace(matvec, like, key=jax.random.key(0))
+    value, stderr, _ = trace(matvec, like, key=jax.random.key(0))
     assert abs(value - 120) < 3 * stderr
     assert stderr < 0.6
 
@@ -601,7 +676,7 @@ def test_above_noise_removes_rectified_noise_and_leaves_exact_denoisers(x64):
     for trace in (linalg.positive_exact(above_noise=True), linalg.positive_exact()):
         np.testing.assert_allclose(trace(*operator(exact)).value, 19, rtol=1e-10)
     lanczos = linalg.positive_lanczos(200, 24, above_noise=True)
-    value, stderr = lanczos(*operator(noisy), key=jax.random.key(0))
+    value, stderr, _ = lanczos(*operator(noisy), key=jax.random.key(0))
     assert abs(value - kept) < 3 * stderr + 0.01 * kept
 
 

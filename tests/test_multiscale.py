@@ -106,10 +106,10 @@ def test_the_standard_error_of_richardson_is_calibrated(x64, trace):
     x = model.sample(1, key=jax.random.key(0))[0]
     keys = jax.random.split(jax.random.key(1), 200)
     draw = jax.jit(jax.vmap(lambda key: lid.richardson(model, x, 0.3, trace=trace, key=key)))
-    value, stderr = draw(keys)
+    value, stderr, _ = draw(keys)
     spread = jnp.std(value)
     assert abs(value.mean() - lid.richardson(model, x, 0.3).value) < 4 * spread / 200**0.5
-    # 200 keys know a standard deviation to 5%; Student's t adds 9% for 16 probes.
+    # 200 keys know a standard deviation to 5%.
     assert 0.9 < jnp.sqrt(jnp.mean(stderr**2)) / spread < 1.3
 
 
@@ -125,7 +125,7 @@ def test_a_linear_trace_sees_the_combined_jacobian(x64):
     x, trace = jnp.zeros(6), linalg.rademacher(16)
     keys = jax.random.split(jax.random.key(0), 300)
     draw = jax.vmap(lambda key: lid.richardson(two_jacobians, x, 0.1, trace=trace, key=key))
-    value, stderr = draw(keys)
+    value, stderr, _ = draw(keys)
     assert 0.9 < jnp.sqrt(jnp.mean(stderr**2)) / jnp.std(value) < 1.25
     # No mixture of the two levels' own standard errors.
     levels = jnp.array([0.1, 0.2])

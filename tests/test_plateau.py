@@ -185,3 +185,13 @@ def test_shapes_that_do_not_fit_are_named():
         lid.at_plateau(two._replace(sigmas=unequal))
     with pytest.raises(ValueError, match=r"values of shape \(2, 2, 24\)"):
         lid.at_plateau(curve(np.ones((2, 2, 24))))
+
+
+def test_the_dispersion_is_that_of_the_chosen_level():
+    sigmas = np.geomspace(0.01, 1, 12)
+    value = np.array([[2.0], [5.0]]) / (1 + sigmas**2)
+    curves = lid.Curve(sigmas, value, 0 * value, 0 * value, dispersion=value / 8)
+    found = lid.at_plateau(curves)
+    np.testing.assert_allclose(found.dispersion, found.value / 8, rtol=1e-12)
+    # A field that no curve has fills one number for each point when it is mapped.
+    np.testing.assert_array_equal(lid.at_plateau(curves._replace(dispersion=np.zeros(2)))[-1], 0)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from mmh_jax import linalg
 from mmh_jax.denoise import is_guided, outside_training
+from mmh_jax.linalg.operator import safe_sqrt
 from mmh_jax.typing import Array, ArrayLike, Denoiser, Key, Matvec, check_answer, check_point
 
 __all__ = ["Curve", "Flipd", "flipd", "flipd_curve", "residual_bound"]
@@ -46,11 +47,13 @@ class Flipd(NamedTuple):
 
     Attributes:
         value: the dimension.
-        stderr: its standard error from random probes (0 if there are none).
+        stderr: its standard error, of the random probes (0 if there are none) and of the bias, half
+            the slope dF / d log sigma, in quadrature.
         residual: |x - D(x; sigma)|^2 / sigma^2, the part of the value that is not the trace.
         guided: 1 if the field is classifier-free-guided, and so in general no density's; else 0.
         outside_training: 1 if sigma is outside the range of the training, where a network says
             nothing; 0 if it is inside, or the range is not known.
+        dispersion: how the probes' variance grows with the dimension (`ChiSquareEstimate`).
     """
 
     value: Any
@@ -58,6 +61,7 @@ class Flipd(NamedTuple):
     residual: Any
     guided: Any = 0
     outside_training: Any = 0
+    dispersion: Any = 0
 
     @property
     def trace(self) -> Array:
@@ -81,10 +85,11 @@ class Curve(NamedTuple):
     Attributes:
         sigmas: (S,) noise levels, in data units.
         value: (S,) the dimension at each.
-        stderr: (S,) its standard error.
+        stderr: (S,) its standard error; the bias, which the curve itself shows, is not in it.
         residual: (S,) |x - D(x; sigma)|^2 / sigma^2.
         guided: (S,) whether the field is guided, as in `Flipd`.
         outside_training: (S,) whether the level is outside the trained range, as in `Flipd`.
+        dispersion: (S,) how the variance grows with the dimension, as in `Flipd`.
     """
 
     sigmas: Any
@@ -93,6 +98,7 @@ class Curve(NamedTuple):
     residual: Any
     guided: Any = 0
     outside_training: Any = 0
+    dispersion: Any = 0
 
 
 def flipd(
@@ -116,11 +122,12 @@ def flipd(
         key: for a stochastic trace.
 
     Returns:
-        `Flipd`; its `stderr` is that of the trace (0 if deterministic) and contains neither the
-        bias in sigma nor the network's error (for that see `Spectrum.network_error`).
-        `.off_manifold` says whether the value is a dimension at all.
+        `Flipd`; its `stderr` does not contain the network's error (for that see
+        `Spectrum.network_error`).  `.off_manifold` says whether the value is a dimension at all.
 
-    Cost: one network evaluation and its linearisation, plus the products of the trace strategy.
+    Cost: one network evaluation and its linearisation, plus the products of the trace strategy; and
+    about as much again for the derivative in sigma, which `jit` leaves out where `stderr` is not
+    used.  Bias: where it is proportional to sigma^2, half the slope, which is in `stderr`.
     Differentiable in x, sigma and the denoiser's parameters.
 
     Raises:
@@ -136,6 +143,20 @@ def flipd(
     (Array(5., dtype=float32), True)
     """
     x, sigma = check_point("flipd", denoiser, x, sigma)
+
+    def at(level: Array) -> tuple[Array, Flipd]:
+        found = flipd_at(denoiser, x, level, trace=trace, key=key)
+        return found.value, found
+
+    _, slope, found = jax.jvp(at, (sigma,), (sigma,), has_aux=True)  # d / d log sigma
+    bias = jax.lax.stop_gradient(slope / 2)
+    return found._replace(stderr=safe_sqrt(found.stderr**2 + bias**2))
+
+
+def flipd_at(
+    denoiser: Denoiser, x: Array, sigma: Array, *, trace: linalg.Trace, key: Key | None
+) -> Flipd:
+    """FLIPD with the error of the probes alone, for what compares levels or models."""
     denoised, matvec = linearized("flipd", denoiser, x, sigma)
     dimension = trace(matvec, x, key=key)
     residual = squared_residual(x, denoised, sigma)
@@ -145,6 +166,7 @@ def flipd(
         residual,
         jnp.asarray(is_guided(denoiser), int),
         outside_training(denoiser, sigma),
+        jnp.asarray(getattr(dimension, "dispersion", 0), residual.dtype),
     )
 
 
@@ -196,5 +218,6 @@ def flipd_curve(
     """
     x, sigmas = check_point("flipd_curve", denoiser, x, sigmas, levels=1)
     return Curve(
-        sigmas, *jax.lax.map(lambda sigma: flipd(denoiser, x, sigma, trace=trace, key=key), sigmas)
+        sigmas,
+        *jax.lax.map(lambda sigma: flipd_at(denoiser, x, sigma, trace=trace, key=key), sigmas),
     )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from mmh_jax import linalg
 from mmh_jax.lid.flipd import linearized
-from mmh_jax.typing import Array, ArrayLike, Denoiser, Estimate, Key, check_point
+from mmh_jax.typing import Array, ArrayLike, ChiSquareEstimate, Denoiser, Estimate, Key, check_point
 
 __all__ = [
     "counted",
@@ -101,7 +101,7 @@ def soft_rank_lanczos(
     order: int = 16,
     width: float = 0.2,
     power: float = 4.0,
-) -> Estimate:
+) -> ChiSquareEstimate | Estimate:
     """`soft_rank` of the symmetrised Jacobian without forming it, by Lanczos quadrature.
 
     For images and latents, where `jacobian_spectrum` is too large (LHSD 2026).
@@ -113,7 +113,7 @@ def soft_rank_lanczos(
         width, power: of `soft_rank`.
 
     Returns:
-        `Estimate(value, stderr)`; the error is that of the probes, about sqrt(2 d / num_probes).
+        `ChiSquareEstimate`; the error is that of the probes, about sqrt(2 d / num_probes).
 
     Cost: `num_probes * order` JVPs and as many VJPs; `order * D` numbers for each of 4 probes.
 

@@ -25,6 +25,7 @@ from mmh_jax.lid.flipd import Curve, flipd_curve, squared_residual
 from mmh_jax.typing import (
     Array,
     ArrayLike,
+    ChiSquareEstimate,
     Denoiser,
     Estimate,
     Key,
@@ -45,7 +46,7 @@ def richardson(
     num_levels: int = 2,
     trace: linalg.Trace = linalg.exact(),  # noqa: B008
     key: Key | None = None,
-) -> Estimate:
+) -> ChiSquareEstimate | Estimate:
     """FLIPD extrapolated to sigma = 0 from the noise levels sigma, ratio sigma, ratio^2 sigma ...
 
     Prefer it where the curve still bends as sigma^2.  It multiplies the network's error: by up to
@@ -88,7 +89,7 @@ def richardson(
         levels = sigma * jnp.asarray(factors, x.dtype)
         curve = flipd_curve(denoiser, x, levels, trace=trace, key=key)
         mix = jnp.asarray(weights, x.dtype)
-        return Estimate(jnp.sum(mix * curve.value), jnp.abs(jnp.sum(mix * curve.stderr)))
+        return _mixed(curve, mix)
 
     def combined(point: Array) -> tuple[Array, Array]:
         outputs = [denoiser(point, f * sigma) for f in factors]
@@ -102,7 +103,15 @@ def richardson(
 
     _, matvec, residual = jax.linearize(combined, x, has_aux=True)
     dimension = trace(matvec, x, key=key)
-    return Estimate(dimension.value + residual, dimension.stderr)
+    return dimension._replace(value=dimension.value + residual)
+
+
+def _mixed(curve: Curve, weights: Array) -> ChiSquareEstimate:
+    """A weighted sum over levels whose errors are perfectly correlated."""
+    value, stderr = (jnp.sum(weights * field, -1) for field in (curve.value, curve.stderr))
+    growth = jnp.asarray(curve.dispersion)
+    growth = growth if growth.ndim == curve.value.ndim else growth[..., None]
+    return ChiSquareEstimate(value, jnp.abs(stderr), jnp.sum(weights * growth, -1))
 
 
 def _weights_at_zero(nodes: list[float]) -> list[float]:
@@ -131,7 +140,7 @@ def lidl_weights(sigmas: ArrayLike) -> Array:
     return (jnp.pad(steps, (0, 1)) + jnp.pad(steps, (1, 0))) / 2
 
 
-def lidl(curve: Curve) -> Estimate:
+def lidl(curve: Curve) -> ChiSquareEstimate:
     """LIDL from a FLIPD curve: its average with `lidl_weights` over the noise levels.
 
     Bias: that of FLIPD, averaged over the whole range: larger than that of FLIPD at the smallest
@@ -149,7 +158,7 @@ def lidl(curve: Curve) -> Estimate:
     sigmas = jnp.asarray(curve.sigmas)
     weights = lidl_weights(sigmas[0] if sigmas.ndim == 2 else sigmas)
     # The sums run over the last axis, so that curves of many points are taken as well.
-    return Estimate(jnp.sum(weights * curve.value, -1), jnp.sum(weights * curve.stderr, -1))
+    return _mixed(curve, weights)
 
 
 def lidl_from_density(sigmas: ArrayLike, log_density: ArrayLike, ambient_dim: int) -> Array:

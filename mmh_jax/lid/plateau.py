@@ -63,6 +63,7 @@ class AtPlateau(NamedTuple):
         num_plateaus: how many there are; where 0, the other fields are those of the flattest level
             (of those below .95 D, if the curve has any), and the value is no dimension.  NaN where
             no level is finite.
+        dispersion: how the probes' variance grows with the dimension, as in `Curve`.
     """
 
     value: np.ndarray
@@ -72,6 +73,7 @@ class AtPlateau(NamedTuple):
     sigma_high: np.ndarray
     roughness: np.ndarray
     num_plateaus: np.ndarray
+    dispersion: np.ndarray
 
 
 class _Rule(NamedTuple):
@@ -139,7 +141,11 @@ def at_plateau(
         for value, stderr in zip(np.atleast_2d(values), np.atleast_2d(stderrs), strict=True)
     ]
     fields = [np.array(column) for column in zip(*rows, strict=True)]
-    return AtPlateau(*fields)
+    growth = np.asarray(curves.dispersion, float)  # as mapped, one number may stand for all levels
+    growth = growth if growth.ndim == values.ndim else growth[..., None]
+    chosen = np.searchsorted(sigmas, np.nan_to_num(fields[2]))
+    growth = np.atleast_2d(np.broadcast_to(growth, values.shape))[np.arange(len(rows)), chosen]
+    return AtPlateau(*fields, dispersion=growth)
 
 
 def _choose(

@@ -1,6 +1,7 @@
 r"""Traces and spectra of a Jacobian that is only known through products with vectors.
 
-A *trace strategy* is a value: `trace(matvec, like, key=key) -> Estimate(value, stderr)`, where
+A *trace strategy* is a value: `trace(matvec, like, key=key) -> Estimate(value, stderr)`, or a
+`ChiSquareEstimate`, whose error grows with the trace (`rademacher`, `positive_lanczos`), where
 `matvec` maps an array of the shape of `like` to another, linearly.  For FLIPD the operator is the
 Jacobian of a denoiser, J = dD/dx.  For an exact denoiser J = Cov(x0 | x) / sigma^2 is symmetric and
 positive semi-definite, with about d eigenvalues near 1 and the others near 0.  Hence

@@ -31,10 +31,10 @@ from mmh_jax.linalg.operator import (
     check_positive,
     in_chunks,
     jacobian,
-    mean_and_stderr,
+    mean_of_forms,
     safe_sqrt,
 )
-from mmh_jax.typing import Array, Estimate, Key, Matvec, check_key
+from mmh_jax.typing import Array, ChiSquareEstimate, Estimate, Key, Matvec, check_key
 
 __all__ = ["function_lanczos", "positive_exact", "positive_lanczos", "symmetrised"]
 
@@ -129,7 +129,7 @@ class _FunctionLanczos:
     chunk_size: int
     is_linear = False
 
-    def __call__(self, matvec: Matvec, like: Array, *, key: Key | None = None) -> Estimate:
+    def __call__(self, matvec: Matvec, like: Array, *, key: Key | None = None) -> ChiSquareEstimate:
         key = check_key("a Lanczos trace", key)
         product = symmetrised(matvec, like)
 
@@ -149,8 +149,9 @@ class _FunctionLanczos:
             if self.function is None
             else self.function(nodes)
         )
-        samples = like.size * jnp.sum(weights * values, axis=-1)
-        return mean_and_stderr(samples)
+        means = jnp.sum(weights * values, axis=-1, keepdims=True)
+        around = jnp.sum(weights * (values - means) ** 2, axis=-1)
+        return mean_of_forms(like.size * means[:, 0], like.size * around)
 
     def products(self, size: int) -> int:
         """Products with an operator on `size` coordinates, and with its transpose."""

@@ -39,7 +39,7 @@ from mmh_jax.lid.plateau import at_plateau
 from mmh_jax.mapping import Progress, over_points
 from mmh_jax.memorization.data_dimension import check_rows
 from mmh_jax.memorization.verdict import Verdict, verdict
-from mmh_jax.typing import ArrayLike, Denoiser, Estimate, Key
+from mmh_jax.typing import ArrayLike, ChiSquareEstimate, Denoiser, Key
 
 __all__ = ["CrossFit", "check_halves", "cross_fit"]
 
@@ -60,8 +60,8 @@ class CrossFit(NamedTuple):
             there are no held-out points.
     """
 
-    lid_theta: Estimate
-    lid_star: Estimate
+    lid_theta: ChiSquareEstimate
+    lid_star: ChiSquareEstimate
     verdict: Verdict
     curve_theta: Curve | None
     curve_star: Curve | None
@@ -70,7 +70,7 @@ class CrossFit(NamedTuple):
 
 
 class _Reading(NamedTuple):
-    estimate: Estimate
+    estimate: ChiSquareEstimate
     curve: Curve | None
     off_manifold: np.ndarray
 
@@ -164,7 +164,7 @@ def cross_fit(
             )
         spread = _disagreement(read(first, apart).estimate, read(second, apart).estimate)
     lid_theta, lid_star = (_widened(side.estimate, spread) for side in (theta, star))
-    lid_star = Estimate(*(np.where(is_atom[rows], 0, field) for field in lid_star))
+    lid_star = ChiSquareEstimate(*(np.where(is_atom[rows], 0, field) for field in lid_star))
     judged = verdict(lid_theta, lid_star, small=small, z_critical=z_critical)
     off = star.off_manifold & ~is_atom[rows]
     return CrossFit(lid_theta, lid_star, judged, theta.curve, star.curve, off, spread)
@@ -244,10 +244,12 @@ def _read(found: Any, ambient_dim: int, max_residual: Callable[[Any], Any] | Non
         off = np.asarray(residual > np.asarray(max_residual(value)))
     kept = np.where(off, np.nan, value)
     if not is_curve:
-        return _Reading(Estimate(kept, np.asarray(stderr)), None, off)
+        growth = np.broadcast_to(getattr(found, "dispersion", 0), kept.shape)
+        return _Reading(ChiSquareEstimate(kept, np.asarray(stderr), growth), None, off)
     plateau = at_plateau(found._replace(value=kept), ambient_dim=ambient_dim)
     chosen = np.where(plateau.num_plateaus > 0, plateau.value, np.nan)
-    return _Reading(Estimate(chosen, plateau.stderr), found, np.asarray(off.all(axis=1)))
+    estimate = ChiSquareEstimate(chosen, plateau.stderr, plateau.dispersion)
+    return _Reading(estimate, found, np.asarray(off.all(axis=1)))
 
 
 def _chosen(from_one: np.ndarray, one: _Reading, other: _Reading) -> _Reading:
@@ -260,11 +262,11 @@ def _chosen(from_one: np.ndarray, one: _Reading, other: _Reading) -> _Reading:
     curve = None
     if one.curve is not None and other.curve is not None:
         curve = Curve(*map(pick, one.curve, other.curve))
-    estimate = Estimate(*map(pick, one.estimate, other.estimate))
+    estimate = ChiSquareEstimate(*map(pick, one.estimate, other.estimate))
     return _Reading(estimate, curve, pick(one.off_manifold, other.off_manifold))
 
 
-def _disagreement(one: Estimate, other: Estimate) -> float:
+def _disagreement(one: ChiSquareEstimate, other: ChiSquareEstimate) -> float:
     difference = one.value - other.value
     known = np.isfinite(difference)
     if known.sum() < 2:
@@ -289,6 +291,6 @@ def _atoms(points: np.ndarray, atoms: ArrayLike | None) -> np.ndarray:
     return array
 
 
-def _widened(estimate: Estimate, spread: float) -> Estimate:
+def _widened(estimate: ChiSquareEstimate, spread: float) -> ChiSquareEstimate:
     """Half of the variance of the twins' difference on each side."""
-    return Estimate(estimate.value, np.hypot(estimate.stderr, spread / 2**0.5))
+    return estimate._replace(stderr=np.hypot(estimate.stderr, spread / 2**0.5))

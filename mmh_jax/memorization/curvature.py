@@ -18,7 +18,16 @@ import jax
 
 from mmh_jax import linalg
 from mmh_jax.memorization.conditional import noise_difference
-from mmh_jax.typing import Array, ArrayLike, Denoiser, Estimate, Key, Matvec, check_point
+from mmh_jax.typing import (
+    Array,
+    ArrayLike,
+    ChiSquareEstimate,
+    Denoiser,
+    Estimate,
+    Key,
+    Matvec,
+    check_point,
+)
 
 __all__ = ["curvature_difference", "curvature_map", "squared_difference"]
 
@@ -69,7 +78,7 @@ def curvature_difference(
     *,
     trace: linalg.Trace = linalg.rademacher(16),  # noqa: B008
     key: Key | None = None,
-) -> Estimate:
+) -> ChiSquareEstimate | Estimate:
     """tr(J_base - J): how many dimensions fewer than the baseline, softly counted.
 
     Args:

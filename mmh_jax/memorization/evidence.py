@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmh_jax import lid
+from mmh_jax.lid.flipd import flipd_at
 from mmh_jax.linalg.operator import products_of
 from mmh_jax.memorization import against, along_path, conditional, curvature, inside
 from mmh_jax.memorization.regeneration import Regeneration, regeneration
@@ -99,7 +100,7 @@ def _num_levels(levels: Any) -> int:
 def _flipd_of(which: str) -> Quantity:
     def compute(at: At, found: Mapping[str, Any], key: Key) -> lid.Flipd:
         settings = at.settings
-        return lid.flipd(getattr(at, which), at.x, at.sigma, trace=settings.trace, key=key)
+        return flipd_at(getattr(at, which), at.x, at.sigma, trace=settings.trace, key=key)
 
     reads = () if which == "denoiser" else (which,)
     return Quantity(compute, lambda dim, settings: 1 + products_of(settings.trace, dim), reads)
