@@ -145,3 +145,28 @@ def test_a_file_is_not_replaced_unasked_and_few_points_have_no_curve(here, capsy
     assert main([*command, "auto"]) == 2
     assert "too few for a curve" in capsys.readouterr().err
     assert main([*command, "10"]) == 0
+
+
+@pytest.mark.parametrize(("dim", "num"), [(20, 1000), (1, 300)])
+def test_where_the_closed_form_has_no_plateau_it_has_no_value(dim, num):
+    points = np.random.default_rng(3).normal(size=(num, dim))
+    neighbors, method = lid.nearest_neighbors(points, 20), lid.DATA_METHODS["closed_form"]
+    found = method.at_points(points, neighbors)
+    known = np.isfinite(found.value)
+    if dim == 20:  # it would be .6
+        assert known.mean() < 0.1
+    else:
+        assert known.mean() > 0.4
+        overall = method.overall(neighbors, found, points)  # it would be 80
+        assert abs(overall.value - 1) < 3 * overall.stderr < 0.5
+
+
+def test_one_point_does_not_move_the_dimension_of_all():
+    points = np.random.default_rng(0).normal(size=(300, 3))
+    points[0] = 1e6
+    for name in ("mom", "closed_form"):
+        method = lid.DATA_METHODS[name]
+        neighbors = lid.nearest_neighbors(points, 20)
+        found = method.at_points(points, neighbors)
+        found.value[0] = 1e8
+        assert 2 < method.overall(neighbors, found, points).value < 4

@@ -29,6 +29,29 @@ def test_normal_bundle_counts_normals(plane):
     assert values[0] < 1 + edge + 0.15
 
 
+def test_normal_bundle_is_centred_and_scaled_as_a_covariance():
+    """A denoiser that keeps 3 of 12 coordinates, and pulls those to its mean."""
+    tangent = jnp.arange(12) < 3
+    gaussian = lambda x, sigma: jnp.where(tangent, x / (1 + sigma**2), 0)  # noqa: E731
+    key, sigma, num = jax.random.key(0), 0.05, 48
+    for offset in (0.0, 3.0, 30.0):  # far from the mean, where the mean score is large
+        x = jnp.where(tangent, offset, 0.0)
+        values = lid.normal_bundle_spectrum(gaussian, x, sigma, key=key, num_samples=num)
+        assert 12 - lid.rank_by_threshold(values) == 3
+        assert 12 - lid.rank_by_largest_difference(values) == 3
+    noise = jax.vmap(lambda k: jax.random.normal(k, (12,)))(jax.random.split(key, num))
+    scale = jnp.where(tangent, sigma**2 / (1 + sigma**2), 1)
+    covariance = jnp.cov(np.asarray(scale * noise), rowvar=False)
+    exact = jnp.sqrt(jnp.linalg.eigvalsh(covariance)[::-1])
+    np.testing.assert_allclose(values[:9], exact[:9], rtol=1e-4)
+
+
+def test_the_largest_difference_is_no_ratio():
+    assert lid.rank_by_largest_difference(jnp.array([10.0, 3.0, 2.0, 0.2])) == 1
+    batch = jnp.array([[1.0, 0.9, 0.1], [1.0, 0.2, jnp.nan]])
+    np.testing.assert_array_equal(lid.rank_by_largest_difference(batch), [2, -1])
+
+
 def test_gap_is_a_ratio_with_a_floor():
     # The absolute gap is largest after the first value; the ratio after the third.
     assert lid.rank_by_gap(jnp.array([10.0, 3.0, 2.0, 0.2])) == 3
@@ -56,8 +79,8 @@ def test_soft_rank_is_smooth_and_near_the_count():
 
 def test_normal_bundle_refuses_too_few_samples(plane):
     denoiser, x, _ = plane
-    with pytest.raises(ValueError, match="at least the dimension"):
-        lid.normal_bundle_spectrum(denoiser, x, 0.05, key=jax.random.key(0), num_samples=9)
+    with pytest.raises(ValueError, match="exceed the dimension"):
+        lid.normal_bundle_spectrum(denoiser, x, 0.05, key=jax.random.key(0), num_samples=10)
     with pytest.raises(TypeError, match="needs a key"):
         lid.normal_bundle_spectrum(denoiser, x, 0.05, key=None)
 

@@ -86,7 +86,8 @@ def _moments(points: Array, x: Array, sigma: Array, chunk_size: int) -> _Moments
         squares = _squares(steps)
         exponents = jnp.where(is_new, -squares / (2 * sigma**2), -jnp.inf)
         new_top = jnp.maximum(top, jnp.max(exponents))
-        keep, weights = jnp.exp(top - new_top), jnp.exp(exponents - new_top)
+        # At most 0, also where a fused subtraction rounds otherwise than the maximum did.
+        keep, weights = jnp.exp(top - new_top), jnp.exp(jnp.minimum(exponents - new_top, 0))
         return (
             new_top,
             keep * total + jnp.sum(weights),
@@ -120,7 +121,7 @@ def _moments_tangent(
         dlog_sum, dmean, dsquare = carry
         steps = rows - x
         squares = _squares(steps)
-        weights = jnp.exp(-squares * precision / 2 - moments.log_sum)
+        weights = jnp.exp(jnp.minimum(-squares * precision / 2 - moments.log_sum, 0))
         weights = jnp.where(is_new, weights, 0)
         centred, excess = steps - moments.shift, squares - moments.square
         change = _dot(centred, dx) * precision + excess * (dsigma * precision / sigma)

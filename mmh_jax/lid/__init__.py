@@ -20,6 +20,7 @@ from mmh_jax.lid.flipd import Curve, Flipd, flipd, flipd_curve, residual_bound
 from mmh_jax.lid.jacobian_rank import (
     participation_ratio,
     rank_by_gap,
+    rank_by_largest_difference,
     rank_by_threshold,
     soft_rank,
     soft_rank_lanczos,
@@ -124,6 +125,7 @@ __all__ = [
     "plateaus",
     "rank_at_noise",
     "rank_by_gap",
+    "rank_by_largest_difference",
     "rank_by_ratio",
     "rank_by_threshold",
     "relative_slope",

@@ -133,7 +133,9 @@ def _at_one(
         new_top = jnp.maximum(top, jnp.max(exponents, axis=1))
         # Nothing but left-out points so far: the exponents are all -inf.
         base = jnp.where(jnp.isfinite(new_top), new_top, 0)
-        keep, weights = jnp.exp(top - base), jnp.exp(exponents - base[:, None])
+        # At most 0, also where a fused subtraction rounds otherwise than the maximum did.
+        keep = jnp.exp(top - base)
+        weights = jnp.exp(jnp.minimum(exponents - base[:, None], 0))
         powers = jnp.stack([jnp.ones_like(terms), terms, terms**2])
         return (
             new_top,

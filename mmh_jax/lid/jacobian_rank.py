@@ -23,6 +23,7 @@ __all__ = [
     "counted",
     "participation_ratio",
     "rank_by_gap",
+    "rank_by_largest_difference",
     "rank_by_threshold",
     "soft_rank",
     "soft_rank_lanczos",
@@ -40,6 +41,18 @@ def rank_by_threshold(spectrum: ArrayLike, threshold: float = 0.5) -> Array:
     """
     values = jnp.asarray(spectrum)
     return counted(values, jnp.sum(values > threshold, axis=-1))
+
+
+def rank_by_largest_difference(spectrum: ArrayLike) -> Array:
+    """Where the spectrum, largest first, falls most; the rule of 2212.12611 for normal bundles.
+
+    Never 0, nor the whole spectrum: `rank_by_threshold` can say both.
+
+    >>> rank_by_largest_difference(jnp.array([1.1, 0.9, 0.2, 0.1]))
+    Array(2, dtype=int32)
+    """
+    values = jnp.asarray(spectrum)
+    return counted(values, 1 + jnp.argmax(values[..., :-1] - values[..., 1:], axis=-1))
 
 
 def rank_by_gap(spectrum: ArrayLike, *, floor: float = 1e-2, ceiling: float | None = None) -> Array:

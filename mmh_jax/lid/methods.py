@@ -55,7 +55,7 @@ class DataMethod:
         at_points: `at_points(points, neighbors)`, an `Estimate` of NumPy arrays (N,); the standard
             error is NaN where there is no theory of it.
         pooled: the estimate of one dimension for all points from their distances (N, k), where that
-            is more than a mean.
+            is more than a median.
         whole: `whole(points, neighbors)`, the same where it reads the points: an estimator of a
             set, for which `at_points` takes each neighbourhood as one.
     """
@@ -76,9 +76,10 @@ class DataMethod:
             points: for a method that has `whole`.
 
         Returns:
-            The pooled estimate or that of the whole, or else the mean over the points where the
-            value is finite, its standard error as if one of k neighbourhoods were independent; NaN
-            if none is finite.
+            The pooled estimate or that of the whole, or else the median over the points where the
+            value is finite, which no single point moves far; its standard error is 1.2533 standard
+            deviations of a normal distribution with the same quartiles, over the square root of the
+            number of neighbourhoods, one in k of them taken as independent.  NaN if none is finite.
 
         Raises:
             ValueError: if the method has `whole` and there are no points.
@@ -93,7 +94,9 @@ class DataMethod:
         if not len(value):
             return Estimate(float("nan"), float("nan"))
         independent = max(len(value) / neighbors.indices.shape[1], 1.0)
-        return Estimate(float(value.mean()), float(value.std() / independent**0.5))
+        low, middle, high = np.quantile(value, [0.25, 0.5, 0.75])
+        spread = 1.2533 * (high - low) / 1.349
+        return Estimate(float(middle), float(spread / independent**0.5))
 
 
 def _of_distances(estimator: Callable[[Array], Estimate]) -> Any:
@@ -146,7 +149,8 @@ def _ca_pca(offsets: Array) -> Array:
 def _closed_form(points: ArrayLike, neighbors: Neighbors) -> Estimate:
     """Each point left out, at its plateau over noise levels of the size of the radii.
 
-    It reads all points, not the neighbours alone.  At an atom 0, the limit of small noise.
+    It reads all points, not the neighbours alone.  At an atom 0, the limit of small noise; NaN
+    where there is no plateau.
     """
     nearest, farthest = np.asarray(neighbors.distances, float)[:, [0, -1]].T
     apart = nearest > 0
@@ -157,7 +161,8 @@ def _closed_form(points: ArrayLike, neighbors: Neighbors) -> Estimate:
     unit = 2.0 ** float(np.frexp(high)[1])
     curve = closed_form_curve(np.asarray(points) / unit, np.geomspace(low, high, 16) / unit)
     found = at_plateau(curve)
-    return Estimate(*(np.where(apart, field, 0) for field in (found.value, found.stderr)))
+    value = np.where(found.num_plateaus > 0, found.value, np.nan)
+    return Estimate(np.where(apart, value, 0), np.where(apart, found.stderr, 0))
 
 
 # The estimators of a set, at a point, take its k neighbours as one.

@@ -44,7 +44,7 @@ class FisherS(NamedTuple):
     Attributes:
         value: the one number.
         alpha: where on the curve it was taken.
-        curve: (A,), the dimension at each alpha; infinite where all pairs are separable.
+        curve: (A,), the dimension at each alpha; NaN where all pairs are separable.
         inseparable: (A, N), for each point x the share of the others that are inseparable from it.
         at_points: (N,), the dimension at each point, from its own share at the largest alpha at
             which no point is separable from all others (without one, at the least alpha); a share
@@ -75,7 +75,7 @@ def fisher_s(
     principal component hides all others: the value is then below 1; remove it.  Points at the mean
     have no direction and are left out.  Constant coordinates do not matter.  All points equal: 0.
     If all pairs are separable at every alpha, as N points in more than N dimensions are, the
-    dimension is too high for N points to tell: infinite, also at the points.
+    dimension is too high for N points to tell: NaN, also at the points.
 
     Cost: a singular value decomposition of (N, D), and N^2 D.  Memory: `block_size` N numbers and
     the (A, N) result.  Under `jit` and `vmap`, too; `alphas` and `condition` are constants.
@@ -133,7 +133,7 @@ def _fisher_s(
 
 
 def inseparable_dimension(share: ArrayLike, alpha: ArrayLike) -> Array:
-    """The n with p(alpha, n) = `share`; infinite for a share of 0.
+    """The n with p(alpha, n) = `share`; NaN for a share of 0.
 
     >>> inseparable_dimension(0.36**2 / (0.8 * (10 * jnp.pi) ** 0.5), 0.8).round(4)     # n = 5
     Array(5., dtype=float32)
@@ -148,7 +148,7 @@ def inseparable_dimension(share: ArrayLike, alpha: ArrayLike) -> Array:
 
     # log(1 + z), without overflow, is within 40% of W(z) for any z of interest.
     y = jax.lax.fori_loop(0, 8, step, jnp.logaddexp(0, log_z))
-    return jnp.where(positive, y / b, jnp.where(share == 0, jnp.inf, jnp.nan))
+    return jnp.where(positive, y / b, jnp.nan)
 
 
 def _checked_alphas(alphas: tuple[float, ...]) -> tuple[Array, Array]:

@@ -317,6 +317,11 @@ class _Config:
         if not np.all((betas > 0) & (betas < 1)):
             raise self.wrong("has betas that are not strictly between 0 and 1")
         if self.config.get("rescale_betas_zero_snr"):
+            if self.config.get("prediction_type", "epsilon") == "epsilon":
+                raise self.wrong(
+                    'has rescale_betas_zero_snr with prediction_type "epsilon": where nothing of '
+                    "the point is left the noise does not tell it, and there is no denoiser"
+                )
             return _without_last(betas)
         return DDPM.from_betas(betas)
 

@@ -24,7 +24,6 @@ from mmh_jax.report.drawing import Sampler, find_baseline, find_training
 from mmh_jax.report.files import hash_of, replacing, write_csv, write_json
 from mmh_jax.report.guiding import SampleOptions
 from mmh_jax.report.model import load_model
-from mmh_jax.report.neighbors import check_neighbors, lid_star
 from mmh_jax.report.stages import (
     Progress,
     Stages,
@@ -102,8 +101,11 @@ def sample_model(
     denoiser, config = load_model(model, config.shape)
     other = find_baseline(baseline, config, options)
     training = find_training(data, config)
-    if training is not None:
-        check_neighbors(training.name, len(training.points), num_neighbors)
+    if training is not None and len(training.points) <= num_neighbors:
+        raise ValueError(
+            f"{training.name} has {len(training.points)} points, too few for {num_neighbors} "
+            "neighbours of each; lower --num-neighbors."
+        )
     if _figure_kind(config.shape, training):
         check_matplotlib("`mmh-jax sample`")
     settings = {
@@ -222,9 +224,10 @@ class _Run(NamedTuple):
             return columns_of_model(index, labels, chosen)
         rows, place = np.unique(np.maximum(judged.nearest, 0), return_inverse=True)
         with self.stages("lid_star") as report:
-            found, _ = lid_star(
-                self.training.points, rows, self.settings["num_neighbors"], progress=report
-            )
+            found = memorization.neighbor_lid(
+                self.training.points, rows=rows,
+                num_neighbors=self.settings["num_neighbors"], progress=report,
+            )  # fmt: skip
         star = Estimate(*(np.where(judged.is_finite, field[place], np.nan) for field in found))
         verdicts = memorization.verdict(chosen.dimension, star)
         nearest = (judged.nearest, judged.distance)

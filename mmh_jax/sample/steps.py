@@ -122,7 +122,8 @@ class _Multistep:
     ) -> Advance:  # fmt: skip
         before, length_before = memory
         denoised, length = denoiser(x, sigma), jnp.log(sigma / sigma_next)
-        is_first = length_before == 0
+        # The last step, to no noise, is of the first order, too: it ends at the denoised point.
+        is_first = (length_before == 0) | (sigma_next == 0)
         share = jnp.where(is_first, 0, length / jnp.where(is_first, 1, 2 * length_before))
         ahead = denoised + share * (denoised - before)
         ratio = sigma_next / sigma
