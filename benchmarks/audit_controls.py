@@ -1,4 +1,4 @@
-"""What an audit finds where the truth is known: planted copies, nothing planted, an overfitted model.
+"""What an audit finds where the truth is known: planted copies, none, an overfitted model.
 
 Whole audits, by the command line, of sets made from digits, FashionMNIST and a mixture of planes:
 
@@ -69,15 +69,17 @@ def audited(points: np.ndarray, preset: str, seed: int, folder: Path) -> list[di
     """The judged rows of `points.csv`."""
     np.save(folder / "points.npy", points)
     num_samples = "10000" if preset != "smoke" else "64"
-    command = [
-        "audit",
-        str(folder / "points.npy"),
-        "--out",
-        str(folder / "out"),
+    command = ["audit", str(folder / "points.npy"), "--out", str(folder / "out")]
+    command += [
         "--preset",
         preset,
+        "--seed",
+        str(seed),
+        "--num-samples",
+        num_samples,
+        "--num-points",
+        "4000",
     ]
-    command += ["--seed", str(seed), "--num-samples", num_samples, "--num-points", "4000"]
     if mmh_jax(command):
         raise RuntimeError(f"mmh-jax {' '.join(command)} failed")
     with (folder / "out" / "points.csv").open() as file:
@@ -137,7 +139,7 @@ def main(
     fashion_mnist: Path | None = None,
     out: Path = Path("results/audit_controls.json"),
 ) -> int:
-    about, rows, failures = header(), [], []
+    about, rows, shown, failures = header(), [], [], []
     if preset == "smoke":
         data, seeds, sets = ("digits",), (0,), ("planted",)
     for one in data:
@@ -153,8 +155,10 @@ def main(
                 rows[-1]["seconds"] = round(time.monotonic() - start)
                 if preset != "smoke":
                     failures += [f"{one}, seed {seed}, {f}" for f in faults(name, found)]
-                table(rows)
-    return finish(about | {"rows": rows}, failures, out)
+                # What was not there to be found has no share.
+                shown = [{k: None if v != v else v for k, v in r.items()} for r in rows]
+                table("What audits found", shown)
+    return finish(out, about, {"preset": preset, "rows": shown}, failures)
 
 
 if __name__ == "__main__":
