@@ -739,3 +739,18 @@ def test_checks_do_not_break_tracing():
     jax.jit(lambda basis: LinearGaussian(jnp.zeros(2), basis, jnp.ones(2)).basis)(2 * jnp.eye(2))
     jax.jit(lambda radius: Sphere(1, radius).radius)(-1.0)
     jax.jit(lambda weights: Mixture((Sphere(1),), weights).weights)(-jnp.ones(1))
+
+
+@pytest.mark.parametrize(("dim", "sigma"), [(64, 1e-6), (3072, 0.03)])
+def test_a_data_set_at_very_small_noise_in_one_program(dim, sigma):
+    """Exponents of 1e9 and more: a fused subtraction must not make a weight above 1 of them."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(300, dim)).astype(np.float32) * (1 if dim == 64 else 80)
+    data = analytic.Empirical(jnp.asarray(points), chunk_size=1024)
+    queries = points[:10] + rng.normal(size=(10, dim)).astype(np.float32) / 4
+    answer = jax.jit(lambda x: (data(x, sigma), data.flipd(x, sigma)))
+    for query, point in zip(queries, points, strict=False):
+        denoised, dimension = answer(jnp.asarray(query))
+        np.testing.assert_allclose(denoised, point, atol=1e-4)
+        square = np.sum((query.astype(float) - point) ** 2)
+        np.testing.assert_allclose(dimension, square / sigma**2, rtol=1e-4)

@@ -9,7 +9,7 @@ With the squared distances q_i = |x - x_i|^2 and p_i = softmax_i(-q_i / (2 sigma
 F is the closed-form diffusion estimator of a data set's local intrinsic dimension.  At a training
 point it tends to 0 with sigma; elsewhere it diverges as distance^2 / sigma^2.
 
-The points are read in chunks, once, with a running maximum of the exponents (an online softmax).
+The points are read in chunks, once, with a running minimum of the squares (an online softmax).
 Distances are sums of squared differences: |x|^2 - 2 x . x_i + |x_i|^2 would lose the digits of
 nearby points, which carry all of the weight.  Derivatives are written out rather than traced: with
 e_i = x_i - D, and for a motion (dx, dsigma, dx_i) of the arguments, up to a constant in i,
@@ -81,25 +81,27 @@ def _moments(points: Array, x: Array, sigma: Array, chunk_size: int) -> _Moments
     """One pass over `points` (N, D), at `x` (D,), all of one dtype."""
 
     def update(carry: tuple[Array, ...], is_new: Array, rows: Array) -> tuple[Array, ...]:
-        top, total, shift, square = carry
+        least, total, shift, square = carry
         steps = rows - x
-        squares = _squares(steps)
-        exponents = jnp.where(is_new, -squares / (2 * sigma**2), -jnp.inf)
-        new_top = jnp.maximum(top, jnp.max(exponents))
-        # At most 0, also where a fused subtraction rounds otherwise than the maximum did.
-        keep, weights = jnp.exp(top - new_top), jnp.exp(jnp.minimum(exponents - new_top, 0))
+        squares = jnp.where(is_new, _squares(steps), jnp.inf)
+        new_least = jnp.minimum(least, jnp.min(squares))
+        # Squares are subtracted, not exponents: a product fused with a subtraction is not rounded,
+        # and the largest exponent then differs from itself by any amount where sigma is small.
+        keep, weights = (jnp.exp((new_least - each) / (2 * sigma**2)) for each in (least, squares))
+        squares = jnp.where(is_new, squares, 0)
         return (
-            new_top,
+            new_least,
             keep * total + jnp.sum(weights),
             keep * shift + _dot(weights, steps),
             keep * square + jnp.sum(weights * squares),
         )
 
     zero = jnp.zeros((), x.dtype)
-    start = (jnp.full((), -jnp.inf, x.dtype), zero, jnp.zeros_like(x), zero)
-    top, total, shift, square = _sweep(update, start, points.shape[0], chunk_size, points)
+    start = (jnp.full((), jnp.inf, x.dtype), zero, jnp.zeros_like(x), zero)
+    least, total, shift, square = _sweep(update, start, points.shape[0], chunk_size, points)
     shift = shift / total
-    return _Moments(top + jnp.log(total), x + shift, shift, square / total)
+    log_sum = jnp.log(total) - least / (2 * sigma**2)
+    return _Moments(log_sum, x + shift, shift, square / total)
 
 
 @functools.partial(jax.jit, static_argnums=6)

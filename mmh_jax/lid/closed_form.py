@@ -124,21 +124,22 @@ def _at_one(
     rows = blocks.shape[1]
 
     def update(carry: tuple[Array, ...], block_at: tuple[Array, Array]) -> tuple[Any, None]:
-        top, sums, squares, shift = carry
+        least, sums, squares, shift = carry
         block, start = block_at
         index = start + jnp.arange(rows, dtype=jnp.int32)
         steps = block - x
-        terms = jnp.sum(steps**2, axis=1) / sigmas[:, None] ** 2
-        exponents = jnp.where((index < num_points) & (index != own), -terms / 2, -jnp.inf)
-        new_top = jnp.maximum(top, jnp.max(exponents, axis=1))
-        # Nothing but left-out points so far: the exponents are all -inf.
-        base = jnp.where(jnp.isfinite(new_top), new_top, 0)
-        # At most 0, also where a fused subtraction rounds otherwise than the maximum did.
-        keep = jnp.exp(top - base)
-        weights = jnp.exp(jnp.minimum(exponents - base[:, None], 0))
+        distances = jnp.sum(steps**2, axis=1)
+        terms = distances / sigmas[:, None] ** 2
+        distances = jnp.where((index < num_points) & (index != own), distances, jnp.inf)
+        new_least = jnp.minimum(least, jnp.min(distances))
+        # Nothing but left-out points so far: all are infinite.
+        base = jnp.where(jnp.isfinite(new_least), new_least, 0)
+        # Squares are subtracted, not exponents, as in `analytic.Empirical`.
+        keep = jnp.exp((base - least) / (2 * sigmas**2))
+        weights = jnp.exp((base - distances) / (2 * sigmas[:, None] ** 2))
         powers = jnp.stack([jnp.ones_like(terms), terms, terms**2])
         return (
-            new_top,
+            new_least,
             keep * sums + jnp.sum(weights * powers[:2], axis=-1),
             keep**2 * squares + jnp.sum(weights**2 * powers, axis=-1),
             keep[:, None] * shift + jnp.matmul(weights, steps, precision=jax.lax.Precision.HIGHEST),
@@ -146,7 +147,7 @@ def _at_one(
 
     num_levels, dim = sigmas.shape[0], x.shape[0]
     start = (
-        jnp.full(num_levels, -jnp.inf, x.dtype),
+        jnp.full((), jnp.inf, x.dtype),
         jnp.zeros((2, num_levels), x.dtype),
         jnp.zeros((3, num_levels), x.dtype),
         jnp.zeros((num_levels, dim), x.dtype),
