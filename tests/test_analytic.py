@@ -746,7 +746,7 @@ def test_a_data_set_at_very_small_noise_in_one_program(dim, sigma):
     """Exponents of 1e9 and more: a fused subtraction must not make a weight above 1 of them."""
     rng = np.random.default_rng(0)
     points = rng.normal(size=(300, dim)).astype(np.float32) * (1 if dim == 64 else 80)
-    data = analytic.Empirical(jnp.asarray(points), chunk_size=1024)
+    data = Empirical(jnp.asarray(points), chunk_size=1024)
     queries = points[:10] + rng.normal(size=(10, dim)).astype(np.float32) / 4
     answer = jax.jit(lambda x: (data(x, sigma), data.flipd(x, sigma)))
     for query, point in zip(queries, points, strict=False):
