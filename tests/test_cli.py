@@ -147,8 +147,9 @@ def test_a_bad_model_is_refused(here, capsys, command, message):
 BAD_SETTINGS = {
     "audit points.npy --out out --preset quick": "unknown preset 'quick'; choose one of smoke, cpu",
     "audit points.npy --out out --num-points 0": "--num-points is 0; it must be at least 1",
-    "audit points.npy --out out --num-neighbors 3": "--num-neighbors is 3; it must be at least 4",
-    "audit points.npy --out out --num-neighbors 60": "60 points, too few for 60 neighbours",
+    "audit points.npy --out out --reference model": "--reference is for a model that is given",
+    "audit --out out": "name a source to audit, or --demo",
+    "audit points.npy --demo --out out": "name a source to audit, or --demo",
     "audit points.npy --out out --seed -1": "--seed is -1; it must be at least 0 and below 2^32",
     "audit points.npy --out . --model model": "the model model lies in the output",
     "audit points.npy --out out --num-samples 0": "--num-samples is 0; it must be at least 1",
@@ -235,7 +236,8 @@ def test_a_disk_that_fills_up_leaves_no_half_file_and_the_run_continues(here, ca
     assert "holds an unfinished audit with another seed; repeat its command" in message
     assert main(command) == 0
     names = {path.name for path in (here / "out").iterdir()}
-    assert names == {"points.csv", "samples.npz", "lid.png", "summary.json"}
+    tables = {"points.csv", "points.parquet"}
+    assert names == {*tables, "report.html", "samples.npz", "lid.png", "summary.json"}
 
 
 def test_matplotlib_is_asked_for_before_any_work(here, capsys, monkeypatch):
@@ -342,7 +344,7 @@ def test_help_is_complete_and_needs_no_heavy_import():
         [sys.executable, "-c", program, "audit", "--help"], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    for option in ("--out", "--model", "--preset", "--seed", "--num-points", "--num-neighbors"):
+    for option in ("--out", "--model", "--preset", "--seed", "--num-points", "--demo"):
         assert option in result.stdout
     assert "{smoke,cpu,accelerator}" in result.stdout
     assert set(PRESETS) == set(train.RECIPES) == {"smoke", "cpu", "accelerator"}

@@ -11,7 +11,7 @@ from mmh_jax import memorization
 from mmh_jax.data import sources
 from mmh_jax.data.splits import deduplicated
 from mmh_jax.memorization import Label
-from mmh_jax.report.measure import Chosen
+from mmh_jax.report.measure import LEARNED, Chosen
 from mmh_jax.report.page import Exhibit, Page, data_uri
 from mmh_jax.report.pictures import Pictures, Role
 from mmh_jax.report.samples import Judged
@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 RATE = 0.05  # of false discoveries
-LEARNED = 0.95  # of the coordinates: a larger LID_theta is that of a network that returns its input
 MOST_EXHIBITS = 24
 COMPLEXITY = ("score_png_bytes", "score_pixel_variance")
 SHOWN = (
@@ -215,7 +214,7 @@ def _faults(chosen: Chosen, ambient_dim: int) -> np.ndarray:
     faults = np.full(len(value), "", object)
     faults[chosen.num_plateaus == 0] = "LID_theta has no plateau there"
     faults[measured.off_manifold > 0] = "it is off the model's manifold"
-    faults[value >= LEARNED * ambient_dim] = (
+    faults[value > LEARNED * ambient_dim] = (
         "the model has not learned this noise level (LID_theta is that of the whole space)"
     )
     faults[~np.isfinite(measured.flipd)] = "the model is not finite there"

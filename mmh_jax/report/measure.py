@@ -36,6 +36,7 @@ __all__ = [
     "spectra",
 ]
 
+LEARNED = 0.95  # of the coordinates: a larger LID_theta is that of a network that returns its input
 NUM_LEVELS = 15
 MIN_LEVELS = 7
 NUM_SUBSET = 128
@@ -95,6 +96,12 @@ class Chosen(NamedTuple):
         """`lid`, with NaN in place of a value where there is no plateau."""
         value = np.where(self.num_plateaus == 0, np.nan, self.lid.value)
         return Estimate(value, self.lid.stderr)
+
+    def learned(self, ambient_dim: int) -> Estimate:
+        """`dimension`, also NaN off the model's manifold, and where it is that of the space."""
+        value = self.dimension.value
+        unknown = (self.measured.off_manifold > 0) | (value > LEARNED * ambient_dim)
+        return Estimate(np.where(unknown, np.nan, value), self.lid.stderr)
 
 
 def at_plateau(measured: Measured, sigmas: np.ndarray, ambient_dim: int) -> Chosen:
@@ -314,7 +321,7 @@ def diagnostics(chosen: Chosen, model: Any, ambient_dim: int) -> dict[str, Any]:
         "num_points": len(chosen.sigma),
         "not_finite": int(np.sum(~finite)),
         "no_plateau": int(np.sum(chosen.num_plateaus == 0)),
-        "full": int(np.sum(chosen.dimension.value > 0.95 * ambient_dim)),
+        "full": int(np.sum(chosen.dimension.value > LEARNED * ambient_dim)),
         "off_manifold": int(np.sum(measured.off_manifold > 0)),
         "negative_flipd": int(np.sum(measured.flipd < 0)),
         "asymmetry": float(np.median(measured.asymmetry[finite])) if finite.any() else None,

@@ -96,10 +96,10 @@ def data_uri(picture: np.ndarray) -> str:
 
 def write_table(folder: Path, columns: Mapping[str, np.ndarray]) -> None:
     """Write `points.csv` and `points.parquet`, the same rows and columns."""
+    write_csv(folder / "points.csv", columns)
     arrays = {name: pa.array(np.asarray(column).tolist()) for name, column in columns.items()}
     with replacing(folder / "points.parquet") as partial:
         pq.write_table(pa.table(arrays), partial)
-    write_csv(folder / "points.csv", columns)
 
 
 def write_page(path: Path, page: Page) -> None:

@@ -229,7 +229,9 @@ class _Run(NamedTuple):
                 num_neighbors=self.settings["num_neighbors"], progress=report,
             )  # fmt: skip
         star = Estimate(*(np.where(judged.is_finite, field[place], np.nan) for field in found))
-        verdicts = memorization.verdict(chosen.dimension, star)
+        # Off the model's manifold there is no dimension, and so no verdict.
+        dimension = chosen.learned(self.training.points[0].size)
+        verdicts = memorization.verdict(dimension, star)
         nearest = (judged.nearest, judged.distance)
         return columns_of(index, labels, chosen, star, verdicts, nearest) | judged.columns()
 
@@ -253,7 +255,9 @@ class _Run(NamedTuple):
         else:
             low, high = (0.0, 1.0) if self.training is None else self.training.value_range
             shown = (drawn[:MAX_PICTURES] - low) / (high - low)
-            dimensions = [f"{value:.1f}" for value in columns["lid_theta"]]
+            known = (columns["num_plateaus"] != 0) & (columns["off_manifold"] == 0)
+            values = np.where(known, columns["lid_theta"], np.nan)
+            dimensions = ["none" if np.isnan(value) else f"{value:.1f}" for value in values]
             marks = np.where(copied, " copy", "")
             texts = [d + mark for d, mark in zip(dimensions, marks, strict=True)]
             title = "LID$_\\theta$ below each" + (f"; {len(shown)} of {num}" * (num > len(shown)))
