@@ -83,7 +83,7 @@ BAD_ARRAYS = {
     "infinite": with_value(np.inf),
     "constant": np.ones((40, 3)),
     "int64": np.arange(90).reshape(30, 3),
-    "20 points, too few for 20 neighbours": POINTS[:20],
+    "8 of the 16 points occur once, and 9 must": np.repeat(POINTS[:12], [1] * 8 + [2] * 4, axis=0),
 }
 BAD_PATHS = {
     "does not exist": lambda: "nothing.npy",

@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mmh_jax import mapping, memorization, train
+from mmh_jax import memorization, train
 from mmh_jax.data import sources
+from mmh_jax.report import basins, findings, measure, output, samples, statements
 from mmh_jax.report import detectors as table
-from mmh_jax.report import findings, measure, output, samples
 from mmh_jax.report.files import hash_of, kept_array, replacing, write_json
-from mmh_jax.report.model import load_model
+from mmh_jax.report.model import hash_of_model, load_model, points_like
 from mmh_jax.report.page import write_page, write_table
 from mmh_jax.report.pictures import Pictures, Role, scored_pictures
 from mmh_jax.report.stages import (
@@ -121,7 +121,7 @@ def audit(
     data = sources.load(source)
     shape = data.points.shape[1:]
     given = [None if where is None else load_model(where, shape) for where in (model, reference)]
-    apart = None if held_out is None else _points_like(held_out, shape)
+    apart = None if held_out is None else points_like(held_out, shape)
     names = tuple(detectors) or (("png_bytes",) if data.is_image else ("pixel_variance",))
     table.check_detectors(names, given[0], data, given=["data"])
     plan = None
@@ -133,8 +133,8 @@ def audit(
     settings = {
         "source": str(source),
         "data": hash_of(data.points),
-        "model": _hash_of_model(model),
-        "reference": _hash_of_model(reference),
+        "model": hash_of_model(model),
+        "reference": hash_of_model(reference),
         "held_out": None if apart is None else hash_of(apart),
         "controls": controls and model is None,
         "preset": preset,
@@ -151,20 +151,6 @@ def audit(
     write_json(out / "summary.json", summary)
     shutil.rmtree(work, ignore_errors=True)
     return summary
-
-
-def _points_like(source: str | Path, shape: tuple[int, ...]) -> np.ndarray:
-    points = sources.load(source).points
-    if points.shape[1:] != shape:
-        raise ValueError(
-            f"--held-out {source} has points of shape {points.shape[1:]}, and those of the source "
-            f"have {shape}."
-        )
-    return points
-
-
-def _hash_of_model(folder: str | Path | None) -> str | None:
-    return None if folder is None else hash_of(Path(folder) / "params.safetensors")
 
 
 class _Run(NamedTuple):
@@ -191,7 +177,7 @@ class _Run(NamedTuple):
             self.pictures, apart, LEVELS, share, unseen, self.num_regenerations,
             chosen, curves, judged, self.data.points[0].size,
         )  # fmt: skip
-        about = findings.About(
+        about = statements.About(
             self.data, self.settings, references != [],
             measure.diagnostics(chosen, model[0], self.data.points[0].size), curves.sigmas,
         )  # fmt: skip
@@ -201,9 +187,9 @@ class _Run(NamedTuple):
             self.draw(found)
         with self.stages("report"):
             timings = self.stages.rounded()
-            page = findings.page(found, about, columns, curves, drawn, judged, timings)
+            page = statements.page(found, about, columns, curves, drawn, judged, timings)
             write_page(self.out / "report.html", page)
-        return findings.summary(found, about, judged) | table.summary_of(scores)
+        return statements.summary(found, about, judged) | table.summary_of(scores)
 
     @property
     def trained_on(self) -> np.ndarray:
@@ -344,7 +330,7 @@ class _Run(NamedTuple):
         same measure.  None if there is no reference.
         """
         with self.stages("regeneration") as report:
-            own = self.ends(model[0], model[1], "model", apart, report)
+            own = self.ends(model, model[0], "model", apart.scale, report)
             if not references:
                 sigma = LEVELS * apart.scale[:, None]
                 dimension = findings.flat_dimension(self.data.points, self.pictures.points)
@@ -354,43 +340,26 @@ class _Run(NamedTuple):
             for number, reference in enumerate(references):
                 rows = np.flatnonzero(of == number)
                 if len(rows):
-                    others[rows] = self.ends(
-                        reference, model[1], f"reference_{number}", apart, report, rows
-                    )
+                    name = f"reference_{number}"
+                    scale = apart.scale[rows]
+                    others[rows] = self.ends(model, reference, name, scale, report, rows)
         return memorization.returned(own, others), memorization.returned(others, own)
 
     def ends(
         self,
+        model: Model,
         denoiser: Any,
-        config: train.ModelConfig,
         name: str,
-        apart: memorization.Separation,
+        scale: np.ndarray,
         report: Any,
-        rows: np.ndarray | None = None,
+        rows: np.ndarray | slice = slice(None),
     ) -> np.ndarray:
         """(P, L, K) how far from each point the sampler ends, level by level."""
-        rows = np.arange(len(apart.scale)) if rows is None else rows
-        key, num = self.keys[1], self.num_regenerations
-
-        def distances(denoiser: Any, x: Any, sigma: Any, smallest: Any) -> Any:
-            return memorization.regeneration_distances(
-                denoiser, x, sigma, key=key, num_samples=num, sigma_min=smallest
-            )
-
-        mapped = mapping.over_points(distances, (None, 0, 0, None), chunk_size=16)
-        columns = []
-        for number, level in enumerate(LEVELS):
-            sigma = (level * apart.scale[rows]).astype(np.float32)
-            column = kept_array(
-                self.work / f"ends_{name}_{number}.npy",
-                lambda sigma=sigma: mapped(
-                    denoiser, self.pictures.points[rows], sigma, np.float32(config.sigma_min)
-                ),
-            )
-            # Beyond the trained range nothing returns.
-            columns.append(np.where((sigma <= config.sigma_max)[:, None], column, np.inf))
-            report(number + 1, len(LEVELS), name)
-        return np.nan_to_num(np.stack(columns, axis=1), nan=np.inf, posinf=np.inf)
+        return basins.ends(
+            denoiser, model[1], self.pictures.points[rows], LEVELS * scale[:, None],
+            key=self.keys[1], num=self.num_regenerations, folder=self.work / f"ends_{name}",
+            progress=lambda done, total: report(done, total, name),
+        )  # fmt: skip
 
     def sample(self, model: Model) -> tuple[np.ndarray, samples.Judged]:
         """Draw samples, and write them with what they copy."""

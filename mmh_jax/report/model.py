@@ -24,7 +24,7 @@ from mmh_jax.report.stages import (
     find_preset,
 )
 
-__all__ = ["lid_theta", "load_model", "train_model"]
+__all__ = ["hash_of_model", "lid_theta", "load_model", "points_like", "train_model"]
 
 
 def load_model(folder: str | Path, shape: tuple[int, ...]) -> tuple[Any, train.ModelConfig]:
@@ -40,6 +40,26 @@ def load_model(folder: str | Path, shape: tuple[int, ...]) -> tuple[Any, train.M
             f"but those of the source have shape {tuple(shape)}."
         )
     return model, config
+
+
+def hash_of_model(folder: str | Path | None) -> str | None:
+    """Of its weights; None of no model."""
+    return None if folder is None else hash_of(Path(folder) / "params.safetensors")
+
+
+def points_like(source: str | Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Points held out of a model's training.
+
+    Raises:
+        ValueError: if they are not of `shape`; or as `data.sources.load`.
+    """
+    points = sources.load(source).points
+    if points.shape[1:] != shape:
+        raise ValueError(
+            f"--held-out {source} has points of shape {points.shape[1:]}, and those of the source "
+            f"have {shape}."
+        )
+    return points
 
 
 def train_model(
@@ -209,7 +229,7 @@ def lid_theta(
     settings = {
         "source": str(source),
         "data": hash_of(points),
-        "model": hash_of(Path(model) / "params.safetensors"),
+        "model": hash_of_model(model),
         "sigma": sigma,
         "num_points": num_points,
         "seed": seed,
