@@ -212,21 +212,17 @@ class _Run(NamedTuple):
                 work=self.work / "checkpoints",
                 save_every=preset.save_every,
                 progress=lambda step, total, loss: report(step, total, f"loss {loss:.3f}"),
-                about={
-                    "source": self.data.name,
-                    "path": self.settings["source"],
-                    "data": self.settings["data"],
-                },
+                about={"source": self.data.name}
+                | {"path": self.settings["source"], "data": self.settings["data"]},
             )
-            # Read back, so that a run that found the model finished computes with the same arrays
-            # as the one that trained it.
+            # Read back, so that a run that found the model finished has the same arrays.
             return load_model(self.out / "model", self.data.points.shape[1:])
 
     @property
     def recipe(self) -> train.Recipe:
         """Sizes of the network and the training."""
-        preset = find_preset(self.settings["preset"])
-        return preset.recipe.wide_enough(self.data.points[0].size)
+        recipe = find_preset(self.settings["preset"]).recipe
+        return recipe.wide_enough(self.data.points[0].size)
 
     def references(self, given: Model | None) -> tuple[list[Any], np.ndarray]:
         """Models that never saw the points, and (P,) which of them stands for each point."""

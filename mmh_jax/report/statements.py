@@ -159,7 +159,8 @@ def summary(found: Findings, about: About, judged: Judged) -> dict[str, Any]:
         label.title: int(found.pictures.copies[found.judged & (found.label == label)].sum())
         for label in Label
     }
-    first = deduplicated(about.data.points).first  # points, not rows
+    # Of points, not of rows.
+    extracted = judged.extracted[deduplicated(about.data.points).first] > 0
     controls: dict[str, Any] = {
         "held_out": int(np.sum(found.pictures.role == Role.HELD_OUT)),
         "null_scores": len(found.null),
@@ -194,8 +195,7 @@ def summary(found: Findings, about: About, judged: Judged) -> dict[str, Any]:
         "lid_star": quantiles(found.lid_star.value[found.judged]),
         "lid_plateau": quantiles(found.plateau.value[found.judged]),
         "diagnostics": about.diagnostics,
-        "samples": judged.summary()
-        | {"extracted_points": int(np.sum(judged.extracted[first] > 0))},
+        "samples": judged.summary() | {"extracted_points": int(extracted.sum())},
         "environment": environment(),
     }
 
