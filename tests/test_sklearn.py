@@ -49,7 +49,7 @@ def test_every_method_finds_a_plane(method):
     assert isinstance(model.dimension_, float)
     if method not in COUNTS_OTHERWISE:
         assert model.dimension_ == pytest.approx(2, abs=0.25)
-        assert np.mean(model.dimension_pw_) == pytest.approx(2, abs=0.4)
+        assert np.nanmean(model.dimension_pw_) == pytest.approx(2, abs=0.4)
     if method in ("mle", "two_nn", "gride", "ess", "abid", "mom", "mada"):
         assert 0 < model.dimension_stderr_ < 0.3
         assert np.all(model.dimension_pw_stderr_ > 0)
@@ -72,11 +72,11 @@ def test_the_numbers_are_those_of_the_estimators():
     np.testing.assert_array_equal(LID().fit_predict(points), model.dimension_pw_)
 
 
-def test_the_mean_leaves_out_what_is_not_finite():
+def test_the_median_leaves_out_what_is_not_finite():
     neighbors = lid.Neighbors(np.ones((4, 4)), np.zeros((4, 4), int))
     method = lid.DATA_METHODS["mom"]
     found = Estimate(np.array([1.0, 3.0, np.inf, np.nan]), np.ones(4))
-    assert method.overall(neighbors, found) == (2.0, 1.0)
+    assert method.overall(neighbors, found) == (2.0, pytest.approx(1.2533 / 1.349))
     nothing = Estimate(np.full(4, np.inf), np.ones(4))
     assert np.isnan(method.overall(neighbors, nothing)).all()
 
@@ -88,7 +88,8 @@ def test_duplicates_are_atoms():
     for method in (*of_a_point, *of_a_set):
         found = LID(method=method).fit(points).dimension_pw_
         assert np.all(found[200:] == 0), method
-        assert not np.isnan(found).any(), method
+        # The closed form has no value where it has no plateau.
+        assert np.isnan(found).mean() < (0.5 if method == "closed_form" else 1e-9), method
 
 
 def test_merged_duplicates_have_the_answer_of_one_point():

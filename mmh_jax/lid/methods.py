@@ -146,6 +146,10 @@ def _ca_pca(offsets: Array) -> Array:
     return ca_pca(local_spectrum(offsets[:-1]), radius=radius)
 
 
+# Of a plateau of the closed form: the curve of a few points is never flat to 10% an e-fold.
+_MAX_SLOPE = 0.25
+
+
 def _closed_form(points: ArrayLike, neighbors: Neighbors) -> Estimate:
     """Each point left out, at its plateau over noise levels of the size of the radii.
 
@@ -160,7 +164,7 @@ def _closed_form(points: ArrayLike, neighbors: Neighbors) -> Estimate:
     # In a unit of the radii: squares of very small or large ones have no number.
     unit = 2.0 ** float(np.frexp(high)[1])
     curve = closed_form_curve(np.asarray(points) / unit, np.geomspace(low, high, 16) / unit)
-    found = at_plateau(curve)
+    found = at_plateau(curve, max_slope=_MAX_SLOPE)
     value = np.where(found.num_plateaus > 0, found.value, np.nan)
     return Estimate(np.where(apart, value, 0), np.where(apart, found.stderr, 0))
 
