@@ -231,6 +231,8 @@ def test_a_given_model_is_compared_with_another_and_with_what_it_never_saw(
     assert "model" not in summary["timings"]
     assert "folds" not in summary["timings"]
     assert summary["controls"]["held_out"] == 100
+    last = [int(row["index"]) for row in rows_of(tmp_path / "new") if row["role"] == "held out"]
+    assert last == list(range(230, 330))  # counted on from the source's own
     assert "dose_response" not in summary["controls"]
     assert any("planted" in limit for limit in summary["limits"])
 

@@ -249,7 +249,7 @@ def columns(found: Findings, labels: np.ndarray | None) -> dict[str, np.ndarray]
     verdicts = [Label(int(code)).title for code in found.label]
     is_judged = pictures.is_judged
     own = columns_of_model(pictures.rows, None, found.chosen)
-    if labels is not None:  # what is held out may be of elsewhere, but then has no labels here
+    if labels is not None:  # what is held out may be of another source, whose labels are not known
         inside = pictures.rows < len(labels)
         own["label"] = np.where(inside, np.asarray(labels)[np.where(inside, pictures.rows, 0)], -1)
     index = own.pop("index")

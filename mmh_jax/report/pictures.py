@@ -31,7 +31,8 @@ class Pictures(NamedTuple):
 
     Attributes:
         points: (P, *shape).
-        rows: (P,) the first row of each in its source.
+        rows: (P,) the first row of each in the source; of points of another source, which are held
+            out, that row counted on from the last of the source.
         copies: (P,) how many rows of the source are equal to it.
         planted: (P,) how many rows of the training set are, for positive controls; else 0.
         role: (P,) codes of `Role`.
@@ -94,7 +95,7 @@ def scored_pictures(
         raise ValueError("--held-out: all its points are among those of the source.")
     more = Pictures(
         others.points[apart],
-        others.first[apart],
+        len(points) + others.first[apart],
         np.ones(int(apart.sum()), int),
         np.zeros(int(apart.sum()), int),
         np.full(int(apart.sum()), int(Role.HELD_OUT)),
