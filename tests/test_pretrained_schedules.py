@@ -199,6 +199,7 @@ def test_a_flow_network_is_told_a_thousand_t():
         ({"trained_betas": [0.1] * 999 + ["x"]}, "not all numbers"),
         ({"steps_offset": 1000}, "steps_offset 1000"),
         ({"new_option": 3}, "unknown option 'new_option': 3"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr with prediction_type"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(tmp_path, change, message):

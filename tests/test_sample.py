@@ -307,3 +307,12 @@ def test_each_sample_has_its_own_condition():
     np.testing.assert_allclose(draws, conditions[:, None] * np.ones(2), rtol=1e-5)
     with pytest.raises(ValueError, match=r"shape \(3,\) for 4 samples; pass one condition"):
         sample.sample(Constant(), 4, conditions=conditions, **settings)
+
+
+@pytest.mark.parametrize("step", [sample.ddim(), sample.dpm_solver_2m()])
+def test_levels_that_end_at_0_are_finite_in_one_program(step):
+    """The last step has an infinite length in log sigma."""
+    levels = jnp.append(jnp.geomspace(3.0, 0.01, 32), 0.0)
+    gaussian = lambda x, s: x / (1 + s**2)  # noqa: E731
+    solve = jax.jit(lambda x, levels: sample.solve(gaussian, x, levels, step=step))
+    np.testing.assert_allclose(solve(jnp.array([10**0.5]), levels), 1.0, atol=0.1)
