@@ -21,9 +21,9 @@ Its logarithm therefore rises with log w at the slope 1 / d, as the law has it.
 Every model that has been trained on x knows it better than one that has not: it returns from a
 little noise.  That is membership.  Memorization is to return from noise that hides the point: the
 *separation scale* of the data at x is the noise level at which x is still told from the other
-points with probability 2/3 by one who knows them all and nothing else,
+points with probability 3/4 by one who knows them all and nothing else,
 
-    E_z  1 / (1 + sum_j exp(-(|x + sigma z - x_j|^2 - |sigma z|^2) / (2 sigma^2)))  =  2 / 3.
+    E_z  1 / (1 + sum_j exp(-(|x + sigma z - x_j|^2 - |sigma z|^2) / (2 sigma^2)))  =  3 / 4.
 
 A model with sigma_mem above the separation scale holds x as the bare list of training points does.
 """
@@ -86,7 +86,7 @@ def separation(
     queries: ArrayLike,
     *,
     key: Key,
-    probability: float = 2 / 3,
+    probability: float = 0.75,
     progress: Callable[[int, int], None] | None = None,
 ) -> Separation:
     """The separation scale of data at some points.
@@ -110,7 +110,7 @@ def separation(
 
     >>> two = np.array([[0.0], [1.0]])
     >>> found = separation(two, two, key=jax.random.key(0))
-    >>> found.distance.tolist(), found.nearest.tolist(), bool(np.all(abs(found.scale - 0.74) < 0.1))
+    >>> found.distance.tolist(), found.nearest.tolist(), bool(np.all(abs(found.scale - 0.55) < 0.1))
     ([1.0, 1.0], [1, 0], True)
     """
     key = check_key("separation", key)
