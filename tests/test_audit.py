@@ -17,8 +17,9 @@ from PIL import Image
 
 from mmh_jax import memorization, train
 from mmh_jax.cli import main
-from mmh_jax.report import measure
+from mmh_jax.report import findings, measure, pictures, samples
 from mmh_jax.report.summary import environment
+from mmh_jax.typing import Estimate
 
 pytestmark = pytest.mark.xdist_group("audit")  # one process, so that the fixtures run once
 
@@ -175,6 +176,27 @@ def test_the_summary_is_complete(finished):
     assert summary["verdict"]
     assert summary["evidence"]
     assert summary["limits"]
+
+
+@pytest.mark.parametrize(("num_large", "verdict"), [(3, "undecided"), (60, "OD-Mem")])
+def test_that_many_were_trained_on_does_not_vouch_for_a_few(num_large, verdict):
+    """All 200 points return from a little noise, as those that models never saw do not."""
+    points = np.arange(200.0)[:, None]
+    found_pictures = pictures.scored_pictures(points, None, 200, seed=0)
+    share = np.zeros((200, 3))
+    share[:, 0], share[:num_large] = 1, 1
+    level = np.ones(200)
+    chosen = measure.Chosen(Estimate(level, level), level, level.astype(int),
+                            measure.Measured(*np.zeros((10, 200))))  # fmt: skip
+    curve = Estimate(np.ones((200, 2)), np.ones((200, 2)))
+    found = findings.find(
+        found_pictures, memorization.Separation(level, level, np.zeros(200, int)),
+        np.array([0.5, 1.0, 2.0]), share, np.zeros((200, 3)), 16, chosen,
+        findings.Curves.at(np.array([0.5, 1.0]), curve, curve, level),
+        samples.judge(np.full((2, 1), 300.0), points), 5,
+    )  # fmt: skip
+    titles = [memorization.Label(int(code)).title for code in found.label]
+    assert titles == [verdict] * num_large + ["not memorized"] * (200 - num_large)
 
 
 def test_a_model_that_has_learned_nothing_has_no_verdict(finished, tmp_path, monkeypatch):

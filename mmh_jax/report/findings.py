@@ -148,7 +148,10 @@ def find(
         null = np.concatenate([null, others.value])
     p_value, discovered = np.full(len(share), np.nan), np.ones(len(share), bool)
     if len(null):
-        p_value = np.where(is_control, np.nan, memorization.conformal_p_values(scale.value, null))
+        # Below the separation a score counts as 0, among the controls, too: a model returns from
+        # some noise to all that it was trained on, and these must not vouch for a few others.
+        scores, control = (np.where(value >= 1, value, 0) for value in (scale.value, null))
+        p_value = np.where(is_control, np.nan, memorization.conformal_p_values(scores, control))
         family = np.where(pictures.role == Role.PLANTED, 2, pictures.is_repeated.astype(int))
         discovered = memorization.discoveries(p_value, rate=RATE, families=family)
     faults = _faults(chosen, ambient_dim)
